@@ -1,0 +1,1 @@
+"""From scheduled graphs to kernels: one folder a back end, a cache and inspection that they share."""

@@ -1,0 +1,1 @@
+"""What a program is: values, types, operations, text."""

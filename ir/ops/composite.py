@@ -1,0 +1,58 @@
+"""Base of the operations that the compiler recognises in a decomposed graph.
+
+A composite operation keeps its decomposition: that is what it means, what the oracle runs, and what a region falls back to when no kernel
+takes the operation whole. Composite operations don't stand in a graph as the front end writes it: `ringc.passes.raising` finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ringc.ir.builder import Builder
+from ringc.ir.core import Block, Env, Level, Op, Value
+from ringc.ir.symbols import Dim, add
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Composite(Op):
+    """An operation that stands for several."""
+
+    levels = frozenset({Level.FUSED})
+
+    def decompose(self, b: Builder, *inputs: Value) -> Sequence[Value]:
+        """Write the operations that this one stands for, on `inputs` in the place of its own; gives back their results."""
+        raise NotImplementedError(f"{self.name} has no decomposition")
+
+    def meaning(self) -> Block:
+        """The decomposition as a block whose arguments are the inputs."""
+        taken = self.inputs()
+        block = Block([v.type for v in taken], [v.name for v in taken])
+        block.set_outputs(self.decompose(Builder(block), *block.args))
+        return block
+
+    def reference(self, env: Env, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        from ringc.ir.interpret import run_block
+
+        return run_block(self.meaning(), inputs, env)
+
+    def flops(self) -> Dim:
+        total: Dim = 0
+        for op in self.meaning().ops:
+            total = add(total, op.flops())
+        return total
+
+
+def expand(b: Builder, op: Op) -> tuple[Value, ...]:
+    """Write what an operation stands for, down to primitive operations; gives back the results. `op` itself is not inserted."""
+    if not hasattr(op, "decompose"):
+        return b.insert(op).results
+    inputs = op.inputs()
+    block = Block([v.type for v in inputs], [v.name for v in inputs])
+    block.set_outputs(op.decompose(Builder(block), *block.args))
+    mapping = dict(zip(block.args, inputs, strict=True))
+    for inner in block.ops:
+        mapping.update(zip(inner.results, expand(b, inner.clone(mapping)), strict=True))
+    return tuple(mapping[v] for v in block.outputs)

@@ -1,0 +1,1 @@
+"""Passes: what is done to a graph between the front end and the code generators."""

@@ -1,0 +1,393 @@
+"""Fuse: cut every function into regions, each of which becomes one kernel.
+
+A region has an *anchor*, the operation that decides its kernel family (a product, attention, routing, sorting), and takes in the
+pointwise work before and behind it as far as the family allows; what no anchor takes becomes row kernels. Two rules hold for all of them:
+
+* legality: a region is convex, that is, no value leaves it and comes back in through an operation outside;
+* benefit: an operation joins the region that saves the bytes between them; an intermediate with users elsewhere is not recomputed.
+
+| family | anchor | before it | behind it |
+|---|---|---|---|
+| matmul | products of one left operand | - | pointwise: residual, gate, SwiGLU over two products |
+| grouped | expert products of the same rows | gather of the rows | pointwise: SwiGLU, routing weight |
+| attention, linear_attention | the mixer | - | - |
+| route | the routing chain | the router's product | - |
+| sort | sort_by_key | - | - |
+| row | - | pointwise, row reductions, gathers, appends to caches | |
+
+A reshape that stands between regions is left alone: it is another view of the same memory and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import networkx as nx
+
+from ringc.ir.builder import Builder
+from ringc.ir.core import Block, Module, Op, Value
+from ringc.ir.elements import Elementwise
+from ringc.ir.ops.call import Fused
+from ringc.ir.ops.index import Gather, SortByKey
+from ringc.ir.ops.mixers import Attention, LinearAttention
+from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.reduce import Reduction
+from ringc.ir.ops.routing import Route
+from ringc.ir.ops.rows import RmsNorm, Softmax
+from ringc.ir.ops.shape import Pack, Reshape
+from ringc.ir.ops.source import Constant, Param, SegmentIds
+from ringc.ir.ops.state import StateAppend
+from ringc.passes.framework import Pass
+from ringc.passes.target import Target
+
+
+@dataclass(eq=False)
+class Region:
+    """Operations that become one kernel. `anchors` decided the family; empty for a row region."""
+
+    family: str
+    ops: list[Op] = field(default_factory=list)
+    anchors: list[Op] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Replace the operations of every function by `fused` regions."""
+
+    name = "fuse"
+    epilogues: bool = True
+    rows: bool = True
+
+    def apply(self, module: Module, target: Target) -> None:
+        for function in module.functions.values():
+            if "family" not in function.notes:
+                _Fuser(function.body, self).run()
+
+
+def is_weight(value: Value) -> bool:
+    """A weight or a table, or something made of those alone: made once, before anything runs."""
+    op = value.op
+    if op is None:
+        return False
+    if isinstance(op, Param) or (isinstance(op, Constant) and bool(op.shape)):
+        return True
+    return bool(op.inputs()) and isinstance(op, Elementwise | Pack) and all(is_weight(v) for v in op.inputs())
+
+
+def is_row_op(op: Op) -> bool:
+    """What a row kernel can hold."""
+    return isinstance(op, Elementwise | Reduction | RmsNorm | Softmax | StateAppend | SegmentIds)
+
+
+class _Fuser:
+    def __init__(self, body: Block, options: Fuse) -> None:
+        self.body = body
+        self.options = options
+        self.region_of: dict[Op, Region] = {}
+        self.regions: list[Region] = []
+        self.order = {op: i for i, op in enumerate(body.ops)}
+        self.graph = nx.DiGraph()
+        self.graph.add_nodes_from(body.ops)
+        self.graph.add_edges_from((v.op, op) for op in body.ops for v in op.inputs() if v.op is not None)
+        # A write of a pool stands behind every read of the old content.
+        for op in body.ops:
+            if op.effect != "pure":
+                for value in op.inputs():
+                    readers = [u for u in value.users() if u is not op and self.order[u] < self.order[op]]
+                    self.graph.add_edges_from((u, op) for u in readers if any(r.type == value.type for r in op.results))
+
+    def run(self) -> None:
+        for op in self.body.ops:
+            self.anchor(op)
+        for region in self.regions:
+            self.grow(region)
+        self.prologues()
+        if self.options.rows:
+            self.row_regions()
+        for region in self.in_order():
+            self.emit(region)
+
+    # -- anchors and what they take in
+
+    def anchor(self, op: Op) -> None:
+        if op in self.region_of:
+            return
+        match op:
+            case Attention():
+                self.start("attention", [op])
+            case LinearAttention():
+                self.start("linear_attention", [op])
+            case Route():
+                self.start("route", [op])
+            case SortByKey():
+                self.start("sort", [op])
+            case MatMul() if op.a.tensor.rank == 2:
+                self.start("matmul", self.siblings(op))
+            case SegmentMatMul():
+                self.start("grouped", self.siblings(op))
+            case _:
+                pass
+
+    def start(self, family: str, anchors: list[Op]) -> None:
+        region = Region(family, list(anchors), list(anchors))
+        self.regions.append(region)
+        self.region_of.update((a, region) for a in anchors)
+
+    def siblings(self, op: MatMul | SegmentMatMul) -> list[Op]:
+        """This product, and one of equal shape and left operand whose result meets this one's in pointwise work (gate and up)."""
+        left = op.a if isinstance(op, MatMul) else op.x
+        for other in left.users():
+            same = (
+                type(other) is type(op)
+                and other is not op
+                and other not in self.region_of
+                and other.inputs()[0] is left
+            )
+            if same and other.result.type == op.result.type and self.meet(op.result, other.result):
+                return [op, other]
+        return [op]
+
+    def meet(self, a: Value, b: Value) -> bool:
+        def behind(value: Value) -> set[Op]:
+            found: set[Op] = set()
+            pending = [value]
+            while pending:
+                current = pending.pop()
+                for user in current.users() if len(current.users()) == 1 else []:
+                    if isinstance(user, Elementwise) and user.pointwise and user.result.type == value.type:
+                        found.add(user)
+                        pending.append(user.result)
+            return found
+
+        return bool(behind(a) & behind(b))
+
+    def grow(self, region: Region) -> None:
+        """Take in pointwise work behind the anchor, as long as nothing else needs what lies between."""
+        if region.family not in ("matmul", "grouped") or not self.options.epilogues:
+            return
+        shape = region.anchors[0].result.shape
+        grown = True
+        while grown:
+            grown = False
+            leaving = self.leaving(region.ops)
+            for user in (u for v in leaving for u in v.users()):
+                fits = isinstance(user, Elementwise) and user.pointwise and user.result.shape == shape
+                if (
+                    not fits
+                    or user in self.region_of
+                    or not self.only_user(leaving, user)
+                    or not self.convex([*region.ops, user])
+                ):
+                    continue
+                self.join(region, user)
+                grown = True
+                break
+
+    def only_user(self, leaving: list[Value], user: Op) -> bool:
+        return all(set(v.uses) == {user} for v in leaving if user in v.uses)
+
+    def prologues(self) -> None:
+        """What is cheap to make again while loading: the gather of an expert product's rows, the router's product, a reshape of keys."""
+        for region in self.regions:
+            anchor = region.anchors[0]
+            first = anchor.inputs()[0].op
+            if first is None or first.block is not self.body:
+                continue
+            match region.family, first:
+                case "grouped", Gather():
+                    self.take(region, first)
+                    self.take(region, first.ids.op)
+                case "route", MatMul() if self.only_user([first.result], anchor) and first in self.region_of:
+                    product = self.region_of[first]
+                    if product.ops == [first]:
+                        self.regions.remove(product)
+                        self.region_of.pop(first)
+                        self.take(region, first)
+                case _:
+                    pass
+
+    def take(self, region: Region, op: Op | None) -> None:
+        """Put an operation in front, if nothing else uses it."""
+        if op is not None and op not in self.region_of and set(op.results[0].uses) <= set(region.ops):
+            self.join(region, op)
+
+    # -- row regions
+
+    def row_regions(self) -> None:
+        for op in self.body.ops:
+            if op in self.region_of or not is_row_op(op) or all(is_weight(r) for r in op.results):
+                continue
+            if isinstance(op, Constant | Reshape):
+                continue
+            for region in self.neighbours(op):
+                if region.family == "row" and self.same_rows(region, op) and self.convex([*region.ops, op]):
+                    self.join(region, op)
+                    break
+            else:
+                self.start_row(op)
+        self.take_reshapes()
+        self.merge_rows()
+
+    def take_reshapes(self) -> None:
+        """A reshape inside a row region is index arithmetic; the others stay views."""
+        for op in self.body.ops:
+            if isinstance(op, Reshape) and op not in self.region_of:
+                users = (
+                    {self.region_of.get(u) for u in op.result.users()}
+                    if op.result.users() == op.result.uses
+                    else {None}
+                )
+                if len(users) == 1 and None not in users:
+                    (user,) = users
+                    if user is not None and user.family == "row":
+                        self.join(user, op)
+
+    def start_row(self, op: Op) -> None:
+        region = Region("row", [op])
+        self.regions.append(region)
+        self.region_of[op] = region
+
+    def neighbours(self, op: Op) -> list[Region]:
+        """Regions that make an operand, or that read one too, latest first."""
+        found: dict[Region, None] = {}
+        for value in op.inputs():
+            if value.op is not None and value.op in self.region_of:
+                found[self.region_of[value.op]] = None
+            if not is_weight(value) and value.type.shape:
+                found.update((self.region_of[u], None) for u in value.users() if u in self.region_of and u is not op)
+        return sorted(found, key=lambda r: -max(self.order[o] for o in r.ops))
+
+    def merge_rows(self) -> None:
+        """Join row regions of which one feeds the other."""
+        changed = True
+        while changed:
+            changed = False
+            for region in [r for r in self.regions if r.family == "row"]:
+                for other in self.neighbours_of(region):
+                    ops = [*region.ops, *other.ops]
+                    together = self.rows_of(region) == self.rows_of(other) or self.only_feeds(region, other)
+                    if other.family == "row" and together and self.convex(ops):
+                        self.regions.remove(other)
+                        for op in other.ops:
+                            self.join(region, op)
+                        changed = True
+                        break
+                if changed:
+                    break
+
+    def only_feeds(self, region: Region, other: Region) -> bool:
+        """Whether every element of a region can be made where the other region reads it, and nothing else wants it."""
+        leaving = self.leaving(region.ops)
+        inline = all(isinstance(op, Elementwise) for op in region.ops)
+        return inline and all(set(v.uses) <= set(other.ops) for v in leaving)
+
+    def neighbours_of(self, region: Region) -> list[Region]:
+        users = [u for op in region.ops for r in op.results for u in r.users()]
+        return [r for r in dict.fromkeys(self.region_of.get(u) for u in users) if r is not None and r is not region]
+
+    def rows_of(self, region: Region) -> object:
+        """The leading size of what leaves a region: all its outputs have the same."""
+        sizes = {
+            self.rows_of_op(op) for op in region.ops if any(u not in region.ops for r in op.results for u in r.uses)
+        }
+        return sizes.pop() if len(sizes) == 1 else sizes
+
+    @staticmethod
+    def rows_of_op(op: Op) -> object:
+        if isinstance(op, StateAppend):
+            return op.rows.shape[0]
+        shape = op.results[0].shape
+        return shape[0] if shape else 1
+
+    def same_rows(self, region: Region, op: Op) -> bool:
+        """The operation's result has the region's rows, or it reads a region of other rows that nothing else reads."""
+        if self.rows_of_op(op) == self.rows_of(region):
+            return not (isinstance(op, Reduction) and 0 in op.axes)
+        return False
+
+    # -- bookkeeping
+
+    def join(self, region: Region, op: Op) -> None:
+        if op not in region.ops:
+            region.ops.append(op)
+        self.region_of[op] = region
+
+    def leaving(self, ops: Iterable[Op]) -> list[Value]:
+        inside = set(ops)
+        return [r for op in ops for r in op.results if any(u not in inside for u in r.uses)]
+
+    def convex(self, ops: list[Op]) -> bool:
+        """No path leaves the set and comes back; regions already made count as one node each."""
+        inside = set(ops)
+        reached: set[Op] = set()
+        pending = [s for o in inside for s in self.graph.successors(o) if s not in inside]
+        while pending:
+            op = pending.pop()
+            if op in inside:
+                return False
+            if op in reached:
+                continue
+            reached.add(op)
+            region = self.region_of.get(op)
+            together = region.ops if region is not None and not inside & set(region.ops) else [op]
+            reached.update(together)
+            pending += [s for o in together for s in self.graph.successors(o) if s not in reached]
+        return True
+
+    def in_order(self) -> list[Region]:
+        """Regions in an order in which each comes after those that it uses."""
+        deps = nx.DiGraph()
+        for op in self.body.ops:
+            deps.add_node(self.node(op), first=self.order[op])
+        for a, b in self.graph.edges:
+            if self.node(a) is not self.node(b):
+                deps.add_edge(self.node(a), self.node(b))
+        nodes = list(nx.lexicographical_topological_sort(deps, key=self.position))
+        place = {n: i for i, n in enumerate(nodes)}
+        self.body.ops.sort(key=lambda op: (place[self.node(op)], self.order[op]))
+        return [n for n in nodes if isinstance(n, Region)]
+
+    def node(self, op: Op) -> Region | Op:
+        return self.region_of.get(op, op)
+
+    def position(self, node: Region | Op) -> int:
+        return min(self.order[o] for o in node.ops) if isinstance(node, Region) else self.order[node]
+
+    def emit(self, region: Region) -> None:
+        """Replace a region's operations by one `fused`."""
+        ops = sorted(region.ops, key=lambda o: self.order[o])
+        inside = set(ops)
+        # Scalars are code: a region has its own.
+        scalars = {v for op in ops for v in op.inputs() if isinstance(v.op, Constant) and not v.op.shape}
+        taken = [
+            v for v in dict.fromkeys(v for op in ops for v in op.inputs()) if v.op not in inside and v not in scalars
+        ]
+        made = self.leaving(ops)
+        body = Block([v.type for v in taken], [_short(v.name) for v in taken])
+        mapping = dict(zip(taken, body.args, strict=True))
+        for value in sorted(scalars, key=lambda v: self.order[v.op] if v.op else 0):
+            assert value.op is not None
+            mapping[value] = body.insert(value.op.clone({})).result
+        for op in ops:
+            copy = body.insert(op.clone(mapping))
+            copy.scope = ""
+            mapping.update(zip(op.results, copy.results, strict=True))
+        body.set_outputs(mapping[v] for v in made)
+        fused = Fused(tuple(taken), region.family, body)
+        fused.scope = ops[0].scope
+        Builder(self.body, before=ops[-1]).insert(fused)
+        for old, new in zip(made, fused.results, strict=True):
+            new.name = old.name
+            self.body.replace_uses(old, new)
+        for op in reversed(ops):
+            self.body.erase(op)
+        for value in scalars:
+            if not value.uses and value.op is not None and value.op.block is self.body:
+                self.body.erase(value.op)
+
+
+def _short(name: str) -> str:
+    """An argument's name inside a kernel, which may serve many layers."""
+    parts = name.split(".")
+    return "_".join(p for p in parts if p not in ("layers", "weight", "attention", "mlp") and not p.isdigit()) or name

@@ -1,0 +1,45 @@
+"""Kernels: equal fused regions become one kernel function; each `fused` becomes a `launch` of it.
+
+What a kernel is called says what it is for: its family and a number in the order of first use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ringc.ir.builder import Builder
+from ringc.ir.core import Function, Level, Module
+from ringc.ir.ops.call import Fused, Launch
+from ringc.passes.framework import Pass
+from ringc.passes.target import Target
+
+
+@dataclass(frozen=True)
+class OutlineKernels(Pass):
+    """Make kernels of fused regions, each once."""
+
+    name = "kernels"
+
+    def apply(self, module: Module, target: Target) -> None:
+        known: dict[str, str] = {}
+        count: Counter[str] = Counter()
+        for function in list(module.functions.values()):
+            for op in list(function.body.ops):
+                if not isinstance(op, Fused):
+                    continue
+                key = op.family + op.implementation + op.body.structural_hash()
+                if key not in known:
+                    count[op.family] += 1
+                    known[key] = f"{op.family}_{count[op.family]}"
+                    notes = {"family": op.family}
+                    if op.implementation:
+                        notes["implementation"] = op.implementation
+                    module.add(Function(known[key], op.body.clone(), **notes))
+                launch = Launch(op.arguments, known[key], tuple(r.type for r in op.results))
+                Builder(function.body, before=op, scope=op.scope).insert(launch)
+                for old, new in zip(op.results, launch.results, strict=True):
+                    new.name = old.name
+                    function.body.replace_uses(old, new)
+                function.body.erase(op)
+        module.level = Level.KERNEL

@@ -1,0 +1,175 @@
+"""Linear attention with a fixed decay: a read of the state, a scan with the recurrence as its body, and the write back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ringc.ir.core import Block, Value
+from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.pointwise import Add, Cast, Exp, Mul, Neg
+from ringc.ir.ops.products import MatMul
+from ringc.ir.ops.reduce import Sum
+from ringc.ir.ops.scan import Scan
+from ringc.ir.ops.shape import Broadcast, Reshape, Transpose
+from ringc.ir.ops.source import Constant
+from ringc.ir.ops.state import StateRead, StateWrite
+from ringc.ir.types import DType, TensorType
+from ringc.passes.canonicalize.arithmetic import is_number, number
+from ringc.passes.raising.attention import written_before
+from ringc.passes.raising.match import Match, either, is_unit_reshape, look
+from ringc.passes.rewrite import NoMatch, Rewriter, need, no_match, pattern, single_user
+
+
+@dataclass(frozen=True)
+class _Recurrence:
+    """A body `S' = decay S + k^T v; o = scale q S'`. q, k, v are its arguments; decay is an argument or a table."""
+
+    q: Value
+    k: Value
+    v: Value
+    decay: Value
+    scale: float
+
+
+@pattern(Scan)
+def linear_attention(op: Scan, r: Rewriter) -> None:
+    """`state_read -> scan -> state_write` of one pool and slots, when the body is the recurrence with a decay that no row changes."""
+    need(len(op.results) == 2, "not a state and one row for each token")
+    read = look(op.initial, StateRead)
+    final, rows = op.results
+    write = single_user(final)
+    need(isinstance(write, StateWrite), "the final state is not written back")
+    assert isinstance(write, StateWrite)
+    need(write.state is read.state and write.slots is read.slots, "the state is written to another pool, or to other slots")
+    need(not written_before(r.block, read.state, op), "the pool is written before the scan")
+    readers = [u for u in read.state.users() if u not in (read, write)]
+    at = r.block.ops.index(op) if readers else 0
+    need(all(r.block.ops.index(u) < at for u in readers), "the old state is read after the scan")
+
+    found = _recurrence(op.body)
+    arguments = dict(zip(op.body.args[1 : 1 + len(op.xs)], op.xs, strict=True))
+    constants = dict(zip(op.body.args[1 + len(op.xs) :], op.constants, strict=True))
+    need(all(x in arguments for x in (found.q, found.k, found.v)), "q, k and v are not rows")
+    need(len(op.xs) == 3, "rows that the recurrence doesn't take")
+    q, k, v = (arguments[x] for x in (found.q, found.k, found.v))
+    need(found.decay not in arguments, "the decay depends on the row")
+    slopes = _slopes(r, constants.get(found.decay, found.decay), int(q.shape[1]))
+    q, scale = _scaled(q)
+    made = r.insert(LinearAttention(q, k, v, slopes, read.state, read.slots, op.offsets, found.scale * scale))
+    r.replace_values((rows, made.results[0]), (write.result, made.results[1]))
+    r.block.erase(write)
+
+
+def _scaled(value: Value) -> tuple[Value, float]:
+    """Without constant factors: (what is scaled, factor)."""
+    factor = 1.0
+    while isinstance(value.op, Mul) and is_number(value.op.b):
+        factor *= number(value.op.b)
+        value = value.op.a
+    return value, factor
+
+
+def _plain(value: Value) -> Value:
+    """Before casts between floating-point types, reshapes by axes of size 1 and broadcasts."""
+    while True:
+        op = value.op
+        is_cast = isinstance(op, Cast) and op.dtype.is_float and op.x.type.dtype.is_float
+        if not (is_cast or is_unit_reshape(op) or isinstance(op, Broadcast)):
+            return value
+        value = op.inputs()[0]  # type: ignore[union-attr]
+
+
+def _row(value: Value) -> Value:
+    """The argument [H, D] that a value is, casts and axes of size 1 aside, with the heads still in front."""
+    found = _plain(value)
+    need(not isinstance(found.op, Broadcast) and found.op is None and found.tensor.rank == 2, "not a row of heads")
+    need(value.shape[0] == found.shape[0], "the heads are not in front")
+    return found
+
+
+def _recurrence(body: Block) -> _Recurrence:
+    need(len(body.outputs) == 2, "not a state and one row")
+    new, out = body.outputs
+    state = body.args[0]
+    need(state.tensor.rank == 3, "the state is not [H, Dk, Dv]")
+    heads, dk, dv = state.shape
+
+    m = Match()
+    update = m.take(new, Add)
+
+    def terms(decayed: Value, outer: Value) -> tuple[Value, tuple[Value, Value]]:
+        return either(look(decayed, Mul), lambda s, x: _decay(s, x, state)), _outer_product(outer, state)
+
+    decay, (k, v) = either(update, terms)
+    o, scale = m.scaled(out, casts=True)
+    q, inner = _read_out(o, new, state)
+    need(q.shape == (heads, dk) and k.shape == (heads, dk) and v.shape == (heads, dv), "rows don't fit the state")
+    return _Recurrence(q, k, v, decay, scale * inner)
+
+
+def _decay(old: Value, decay: Value, state: Value) -> Value:
+    need(old is state, "not the old state that decays")
+    need(all(d == 1 for d in decay.shape[-2:]) and decay.tensor.rank in (0, 3), "not one decay for each head")
+    return _plain(decay)
+
+
+def _outer_product(value: Value, state: Value) -> tuple[Value, Value]:
+    """(k, v) of `k[:, :, None] * v[:, None, :]`, or of the matrix product of the two."""
+    op = value.op
+    if isinstance(op, MatMul):
+        need(not op.transpose_b and op.a.shape[-1] == 1, "not a product of a column and a row")
+        return _row(op.a), _row(op.b)
+    product = look(value, Mul)
+    heads, dk, dv = state.shape
+    a, b = product.a, product.b
+    if not (a.shape == (heads, dk, 1) and b.shape == (heads, 1, dv)):
+        a, b = b, a
+    need(a.shape == (heads, dk, 1) and b.shape == (heads, 1, dv), "not an outer product of a key and a value")
+    return _row(a), _row(b)
+
+
+def _read_out(o: Value, new: Value, state: Value) -> tuple[Value, float]:
+    """(q, factor) of `factor q S'`, as a product with a matrix or as a sum over the key channels."""
+    heads, dk, dv = state.shape
+    op = o.op
+    if isinstance(op, Sum):
+        need(op.axes == (1,), "the sum is not over the key channels")
+        product = look(op.x, Mul)
+        need(product.a is new or product.b is new, "reads another state than the updated one")
+        q = product.b if product.a is new else product.a
+        need(q.shape == (heads, dk, 1), "the query is not along the key channels")
+    elif isinstance(op, MatMul) and op.b is new:
+        need(not op.transpose_b and op.a.shape == (heads, 1, dk), "the query is not along the key channels")
+        q = op.a
+    elif isinstance(op, MatMul) and isinstance(op.a.op, Transpose) and op.a.op.x is new:
+        need(op.a.op.axes == (0, 2, 1) and not op.transpose_b and op.b.shape == (heads, dk, 1), "not the transposed state times q")
+        q = op.b
+    else:
+        no_match("reads another state than the updated one")
+    need(o.tensor.elements == new.tensor.elements // int(dk), "not one number for each value channel")
+    inner, factor = Match().scaled(q, casts=True)
+    return _row_of(inner, q), factor
+
+
+def _row_of(inner: Value, outer: Value) -> Value:
+    row = _row(inner)
+    need(outer.shape[0] == row.shape[0], "the heads are not in front")
+    return row
+
+
+def _slopes(r: Rewriter, decay: Value, heads: int) -> Value:
+    """-log of the decay, f32[H]: what the decay is the exponential of, or the logarithm of a table."""
+    decay = _plain(decay)
+    if isinstance(decay.op, Constant):
+        return _slope_table(r, decay, heads, lambda d: -math.log(d) if d > 0 else 0.0)
+    exponent = _plain(look(decay, Exp).x)
+    if isinstance(exponent.op, Constant):
+        return _slope_table(r, exponent, heads, lambda e: -e)
+    slopes = look(exponent, Neg).x
+    if isinstance(_plain(slopes).op, Constant):
+        return _slope_table(r, _plain(slopes), heads, lambda s: s)
+    need(slopes.type.dtype is DType.F32 and slopes.tensor.elements == heads, "not one slope for each head")
+    from ringc.ir.ops.shape import Reshape
+
+    return r(Reshape(slopes, (heads,)))

@@ -1,0 +1,128 @@
+"""What the rules of this package look with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from ringc.ir.core import Env, Op, Value
+from ringc.ir.ops.pointwise import Binary, Cast, Mul
+from ringc.ir.ops.shape import Reshape
+from ringc.ir.ops.source import Constant, Iota
+from ringc.passes.canonicalize.arithmetic import is_number, number
+from ringc.passes.canonicalize.movement import squeezed
+from ringc.passes.rewrite import NoMatch, need, no_match
+
+AnyOp = TypeVar("AnyOp", bound=Op)
+Found = TypeVar("Found")
+
+
+def look(value: Value, cls: type[AnyOp]) -> AnyOp:
+    """The operation of this class that makes a value. It may have other users: it stays where it is.
+
+    Raises:
+        NoMatch: another operation makes it, or none.
+    """
+    op = value.op
+    return op if isinstance(op, cls) else no_match(f"%{value.name} is made by {op.name if op else 'nobody'}, not {cls.name}")
+
+
+def either(op: Binary, attempt: Callable[[Value, Value], Found]) -> Found:
+    """`attempt(a, b)`, or `attempt(b, a)` where that doesn't match."""
+    try:
+        return attempt(op.a, op.b)
+    except NoMatch:
+        return attempt(op.b, op.a)
+
+
+def is_unit_reshape(op: Op | None) -> bool:
+    """Whether an operation only adds or drops axes of size 1."""
+    return isinstance(op, Reshape) and squeezed(op.shape) == squeezed(op.x.shape)
+
+
+def without_units(value: Value) -> Value:
+    """What a value is before reshapes that only add or drop axes of size 1."""
+    while isinstance(value.op, Reshape) and is_unit_reshape(value.op):
+        value = value.op.x
+    return value
+
+
+class Match:
+    """The operations that a composite operation is to replace.
+
+    `take` and the like note what they find; `closed` makes sure that nobody else needs it.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[Op, None] = {}
+
+    def take(self, value: Value, cls: type[AnyOp]) -> AnyOp:
+        """The operation of this class that makes a value, to be replaced.
+
+        Raises:
+            NoMatch: another operation makes it, or none.
+        """
+        op = look(value, cls)
+        self.found[op] = None
+        return op
+
+    def peel(self, value: Value) -> Value:
+        """Through reshapes that only add or drop axes of size 1."""
+        while is_unit_reshape(value.op):
+            value = self.take(value, Reshape).x
+        return value
+
+    def scaled(self, value: Value, casts: bool = False) -> tuple[Value, float]:
+        """Through factors that are constant scalars, reshapes by axes of size 1 and, if wanted, casts: (what is scaled, factor)."""
+        factor = 1.0
+        while True:
+            op = value.op
+            if isinstance(op, Mul) and is_number(op.b):
+                factor *= number(op.b)
+                value = self.take(value, Mul).a
+            elif is_unit_reshape(op):
+                value = self.peel(value)
+            elif casts and isinstance(op, Cast) and op.dtype.is_float and op.x.type.dtype.is_float:
+                value = self.take(value, Cast).x
+            else:
+                return value, factor
+
+    def closed(self, *roots: Value) -> None:
+        """Every result found, but for the roots, is used by what was found alone.
+
+        Raises:
+            NoMatch: an intermediate value has another user.
+        """
+        for op in self.found:
+            for result in op.results:
+                if result not in roots:
+                    need(all(u in self.found for u in result.uses), f"%{result.name} of {op.name} has other users")
+
+
+def last_axis(value: Value) -> tuple[int, ...]:
+    """The `axes` of a reduction over the last axis."""
+    return (value.tensor.rank - 1,)
+
+
+def known_integers(value: Value) -> list[int]:
+    """The elements of an integer vector that constants, counts and arithmetic on them make.
+
+    Raises:
+        NoMatch: it depends on anything else, or is long.
+    """
+    need(value.tensor.rank == 1 and not value.type.dtype.is_float, "not a vector of integers")
+    return [int(i) for i in _evaluated(value).tolist()]
+
+
+def _evaluated(value: Value) -> Any:
+    op = value.op
+    elements = value.tensor.elements
+    need(op is not None and isinstance(elements, int) and elements <= 4096, "not known at compile time")
+    assert op is not None
+    need(len(op.results) == 1 and (bool(op.inputs()) or isinstance(op, Constant | Iota)), "not known at compile time")
+    return op.reference(Env({}), *(_evaluated(v) for v in op.inputs()))
+
+
+def all_different(values: Iterable[Value]) -> bool:
+    found = list(values)
+    return len(set(found)) == len(found)

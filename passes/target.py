@@ -1,0 +1,55 @@
+"""What the compiler knows of the machine that it compiles for. Costs and schedules ask here, never the machine at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringc.errors import UsageError, did_you_mean
+from ringc.ir.types import DType
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of device.
+
+    Rates are per second and measured, not from a data sheet: `bandwidth` of a copy that misses all caches (read plus written bytes),
+    `matrix_rate` of a large product and `vector_rate` of arithmetic outside products (floating-point operations), `launch` the
+    seconds that one more kernel costs. `width`: how many pieces of work run side by side.
+    """
+
+    name: str
+    backend: str
+    compute: DType
+    storage: DType
+    bandwidth: float
+    matrix_rate: float
+    vector_rate: float
+    launch: float
+    width: int
+    arch: int | None = None
+
+
+TARGETS = {
+    t.name: t
+    for t in (
+        # Two cores with AVX-512; `ringc calibrate` is to replace these by a machine's own.
+        Target("cpu", "tvm", DType.F32, DType.F32, 40e9, 230e9, 40e9, 6e-6, 2),
+        Target("sm_80", "triton", DType.F32, DType.BF16, 1.7e12, 250e12, 15e12, 2.5e-6, 108, arch=80),
+        # H100: copy 3.0 TB/s and cuBLAS bf16 about 700 TFLOP/s as measured; 1.8 us for a dependent kernel in a CUDA graph.
+        Target("sm_90", "triton", DType.F32, DType.BF16, 3.0e12, 700e12, 50e12, 1.8e-6, 132, arch=90),
+        Target("sm_100", "triton", DType.F32, DType.BF16, 6.5e12, 1500e12, 60e12, 1.8e-6, 148, arch=100),
+    )
+}
+
+
+def target(name: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in TARGETS:
+        raise UsageError(
+            f"there is no target '{name}'", help=did_you_mean(name, TARGETS) or f"choose from {', '.join(TARGETS)}"
+        )
+    return TARGETS[name]

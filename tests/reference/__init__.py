@@ -1,0 +1,1 @@
+"""What the compiler is tested against: the model family written plainly in PyTorch, with none of ringc's code."""
