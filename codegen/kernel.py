@@ -125,8 +125,7 @@ Emit = Callable[[Kernel], str]
 TEMPLATES = {
     "torch.eager": "ringc.codegen.torch.eager:emit",
     "tvm.row": "ringc.codegen.tvm.row:emit",
-    "tvm.matmul_few": "ringc.codegen.tvm.matmul:emit_few",
-    "tvm.matmul_tiled": "ringc.codegen.tvm.matmul:emit_tiled",
+    "tvm.matmul": "ringc.codegen.tvm.matmul:emit",
     "tvm.grouped_few": "ringc.codegen.tvm.grouped:emit_few",
     "tvm.grouped_tiled": "ringc.codegen.tvm.grouped:emit_tiled",
     "tvm.linear_recurrent": "ringc.codegen.tvm.linear_attention:emit_recurrent",

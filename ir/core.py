@@ -408,7 +408,7 @@ class Block:
 class Function:
     """A named block. An entry point of a module, a layer's body that entry points call, or a kernel's meaning."""
 
-    def __init__(self, name: str, body: Block, **notes: Any) -> None:
+    def __init__(self, name: str, body: Block, /, **notes: Any) -> None:
         self.name = name
         self.body = body
         self.notes: dict[str, Any] = notes

@@ -78,10 +78,8 @@ def floordiv(a: Dim, b: Dim) -> Dim:
 
 @lru_cache(maxsize=65536)
 def ceildiv(a: Dim, b: Dim) -> Dim:
-    """The least integer that is at least a / b."""
-    if isinstance(a, int) and isinstance(b, int):
-        return -(-a // b)
-    return _as_dim(sympy.ceiling(sympy.sympify(a) / b))
+    """The least integer that is at least a / b, as `-(-a // b)`: the one form of it, so that equal sizes compare equal."""
+    return mul(-1, floordiv(mul(-1, a), b))
 
 
 def product(dims: Iterable[Dim]) -> Dim:
@@ -186,10 +184,6 @@ def shape_text(shape: Iterable[Dim]) -> str:
     return ", ".join(dim_text(d) for d in shape)
 
 
-def _is_zero(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and node.value == 0
-
-
 _BINARY: dict[type[ast.operator], Callable[[Dim, Dim], Dim]] = {
     ast.Add: add,
     ast.Sub: lambda a, b: add(a, mul(-1, b)),
@@ -212,8 +206,6 @@ def parse_dim(text: str) -> Dim:
                 return value
             case ast.Name(id=name):
                 return symbol(name)
-            case ast.UnaryOp(ast.USub(), ast.BinOp(ast.UnaryOp(ast.USub(), a), ast.FloorDiv(), b)) if not _is_zero(b):
-                return ceildiv(visit(a), visit(b))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return mul(-1, visit(operand))
             case ast.BinOp(op=ast.FloorDiv(), right=ast.Constant(value=0)):

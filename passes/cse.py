@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ringc.ir.core import Block, Effect, Module, Op, Value, attributes, operand_fields
+from ringc.ir.core import OPS, Block, Effect, Module, Op, Value, attributes, operand_fields
 from ringc.passes.framework import Pass
 from ringc.passes.target import Target
 
@@ -56,7 +56,7 @@ def merge_equal(block: Block) -> None:
 
 def _key(op: Op, operands: list[int]) -> Hashable:
     taken = sorted(operands) if op.commutative else operands
-    many, plain = _fields(type(op))
+    many, plain = _fields(op.name)
     # How many operands each field holds, and which are absent, is part of what an operation is.
     layout = tuple(len(v) if isinstance(v, tuple) else v is None for v in (getattr(op, name) for name in many))
     attrs = tuple(_hashable(getattr(op, name)) for name in plain)
@@ -64,8 +64,9 @@ def _key(op: Op, operands: list[int]) -> Hashable:
 
 
 @cache
-def _fields(cls: type[Op]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _fields(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the fields that hold several or optional operands, and of the attributes."""
+    cls = OPS[name]
     many = [f.name for f in operand_fields(cls) if f.metadata["kind"] == "operands" or f.metadata.get("optional")]
     return tuple(many), tuple(f.name for f in attributes(cls))
 

@@ -39,6 +39,7 @@ from ringc.ir.ops.shape import Pack, Reshape
 from ringc.ir.ops.source import Constant, Param, SegmentIds
 from ringc.ir.ops.state import StateAppend
 from ringc.passes.framework import Pass
+from ringc.passes.rewrite import drop_unused
 from ringc.passes.target import Target
 
 
@@ -107,6 +108,7 @@ class _Fuser:
             self.row_regions()
         for region in self.in_order():
             self.emit(region)
+        drop_unused(self.body, list(self.body.ops))  # scalars, of which every region has its own
 
     # -- anchors and what they take in
 
@@ -382,9 +384,6 @@ class _Fuser:
             self.body.replace_uses(old, new)
         for op in reversed(ops):
             self.body.erase(op)
-        for value in scalars:
-            if not value.uses and value.op is not None and value.op.block is self.body:
-                self.body.erase(value.op)
 
 
 def _short(name: str) -> str:

@@ -111,7 +111,8 @@ class _Prepare:
                     key = self.keep(value)
                     weight = Builder(body, before=op, scope=op.scope).insert(Weight(key, value.tensor)).result
                     weight.name = _as_name(key)
-                    body.replace_uses(value, weight)
+                    for user in outside:
+                        user.replace_input(value, weight)
         for op in reversed(list(body.ops)):
             if op.results and not isinstance(op, Weight) and all(is_weight(r) and not r.uses for r in op.results):
                 body.erase(op)

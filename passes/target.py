@@ -34,6 +34,8 @@ TARGETS = {
     for t in (
         # Two cores with AVX-512; `ringc calibrate` is to replace these by a machine's own.
         Target("cpu", "tvm", DType.F32, DType.F32, 40e9, 230e9, 40e9, 6e-6, 2),
+        # The same machine through PyTorch's own operators: a launch is several of those.
+        Target("torch", "torch", DType.F32, DType.F32, 20e9, 150e9, 10e9, 40e-6, 2),
         Target("sm_80", "triton", DType.F32, DType.BF16, 1.7e12, 250e12, 15e12, 2.5e-6, 108, arch=80),
         # H100: copy 3.0 TB/s and cuBLAS bf16 about 700 TFLOP/s as measured; 1.8 us for a dependent kernel in a CUDA graph.
         Target("sm_90", "triton", DType.F32, DType.BF16, 3.0e12, 700e12, 50e12, 1.8e-6, 132, arch=90),

@@ -41,6 +41,7 @@ def number(value: Value) -> Any:
 
 
 def is_number(value: Value) -> bool:
+    """Whether a value is a rank-0 constant."""
     return isinstance(value.op, Constant) and not value.op.shape
 
 
@@ -48,7 +49,7 @@ def is_number(value: Value) -> bool:
 def constant_right(op: Binary, r: Rewriter) -> None:
     """`c + x` -> `x + c`, for every commutative operation."""
     need(op.commutative and is_number(op.a) and not is_number(op.b), "no constant to move")
-    r.replace(op, r(type(op)(op.b, op.a)))
+    r.replace(op, r(op.clone({op.a: op.b, op.b: op.a})))
 
 
 _FOLD: dict[type[Op], Callable[..., float]] = {
@@ -136,7 +137,8 @@ def gather_constants(op: Binary, r: Rewriter) -> None:
     need(isinstance(inner, type(op)) and len(op.a.uses) == 1, "no constant below")
     assert isinstance(inner, Binary)
     c = number(inner.b)
-    r.replace(op, r(type(op)(inner.a, r(scalar(c + d if isinstance(op, Add) else c * d, op.result.type.dtype)))))
+    both = r(scalar(c + d if isinstance(op, Add) else c * d, op.result.type.dtype))
+    r.replace(op, r(op.clone({op.a: inner.a, op.b: both})))
 
 
 @pattern(Div)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ringc.ir.core import Value
 from ringc.ir.ops.index import Gather
-from ringc.ir.ops.pointwise import FloorDiv, Pointwise
+from ringc.ir.ops.pointwise import Cast, FloorDiv, Pointwise
 from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.shape import Broadcast, Reshape, Transpose
 from ringc.ir.ops.source import Constant, Iota, scalar
 from ringc.ir.symbols import Shape, mul
 from ringc.ir.types import DType
+from ringc.passes.canonicalize.arithmetic import is_number
 from ringc.passes.rewrite import Rewriter, need, no_match, pattern
 
 
@@ -86,6 +87,18 @@ def implied_broadcast(op: Pointwise, r: Rewriter) -> None:
     no_match("no broadcast that is implied")
 
 
+@pattern(Pointwise, Cast)
+def broadcast_outward(op: Pointwise | Cast, r: Rewriter) -> None:
+    """A function of one repeated value (and constant scalars) is computed once and then repeated."""
+    operands = [v for v in op.inputs() if not is_number(v)]
+    need(len(operands) == 1, "several values")
+    wide = operands[0].op
+    need(isinstance(wide, Broadcast), "not repeated")
+    assert isinstance(wide, Broadcast)
+    made = Broadcast(r(op.clone({wide.result: wide.x})), wide.shape)
+    r.replace(op, r(made))
+
+
 @pattern(Transpose)
 def transpose_away(op: Transpose, r: Rewriter) -> None:
     """The identity is dropped, two transposes become one, and one that moves only axes of size 1 is a reshape."""
@@ -142,6 +155,7 @@ RULES = (
     reshape_of_constant,
     broadcast_away,
     implied_broadcast,
+    broadcast_outward,
     transpose_away,
     transpose_into_product,
     gather_of_iota,

@@ -6,6 +6,7 @@ from ringc.ir.ops.pointwise import Mul
 from ringc.ir.ops.reduce import Max, Mean, Reduction, Sum
 from ringc.ir.ops.shape import Reshape, drop_axis
 from ringc.passes.canonicalize.arithmetic import number
+from ringc.passes.canonicalize.movement import squeezed
 from ringc.passes.rewrite import Rewriter, need, pattern
 
 
@@ -26,10 +27,14 @@ def axes_kept(op: Reshape, r: Rewriter) -> None:
     inner = op.x.op
     need(isinstance(inner, Sum | Max | Mean) and len(op.x.uses) == 1, "no reduction of its own below")
     assert isinstance(inner, Reduction)
-    need(op.shape == drop_axis(inner.x.tensor, inner.axes, not inner.keep), "other axes")
+    other = drop_axis(inner.x.tensor, inner.axes, not inner.keep)
+    need(op.shape == other or (inner.keep and squeezed(op.shape) == squeezed(op.x.shape)), "other axes")
     made = inner.clone({}, keep=not inner.keep)
-    need(made.results[0].type == op.result.type, "the reduction's own type differs")
-    r.replace(op, r(made))
+    if op.shape == other:
+        need(made.results[0].type == op.result.type, "the reduction's own type differs")
+        r.replace(op, r(made))
+    else:
+        r.replace(op, r(Reshape(r(made), op.shape)))
 
 
 RULES = (mean_of_sum, axes_kept)

@@ -91,8 +91,8 @@ def concat_away(op: Concat, r: Rewriter) -> None:
         inside = isinstance(part.op, Concat) and part.op.axis == op.axis
         parts += part.op.parts if inside and isinstance(part.op, Concat) else [part]
     for part in parts:
-        before = joined[-1] if joined else None
-        before = before.op if isinstance(before, Value) else before
+        last = joined[-1] if joined else None
+        before = last.op if isinstance(last, Value) else last
         if (
             isinstance(before, Slice)
             and isinstance(part.op, Slice)

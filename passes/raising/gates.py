@@ -57,17 +57,20 @@ def split_gate_and_up(op: Mul, r: Rewriter) -> None:
     need(gate.x is up.x and gate.axis == up.axis == gate.x.tensor.rank - 1, "not two slices of one product's columns")
     need(set(gate.x.uses) == {gate, up}, "others take the product")
     product = gate.x.op
+    single_user(op.a)
+    single_user(gate.result)
+    single_user(up.result)
+    halves: list[Value] = []
     for part in (gate, up):
-        made: Value
         if isinstance(product, MatMul) and product.b.tensor.rank == 2:
             columns = Slice(product.b, 0 if product.transpose_b else 1, part.start, part.stop, part.step)
-            made = r(MatMul(product.a, r(columns), product.transpose_b, product.out))
+            halves.append(r(MatMul(product.a, r(columns), product.transpose_b, product.out)))
         elif isinstance(product, SegmentMatMul):
             columns = Slice(product.w, 1, part.start, part.stop, part.step)
-            made = r(SegmentMatMul(product.x, r(columns), product.offsets, product.out))
+            halves.append(r(SegmentMatMul(product.x, r(columns), product.offsets, product.out)))
         else:
             no_match("not slices of a product")
-        r.replace_values((part.result, made))
+    r.replace(op, r(Mul(r(Silu(halves[0])), halves[1])))
 
 
 RULES = (sigmoid_quotient, silu, gate_first, split_gate_and_up)

@@ -11,13 +11,13 @@ from ringc.ir.ops.pointwise import Add, Cast, Exp, Mul, Neg
 from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.reduce import Sum
 from ringc.ir.ops.scan import Scan
-from ringc.ir.ops.shape import Broadcast, Reshape, Transpose
+from ringc.ir.ops.shape import Reshape, Transpose
 from ringc.ir.ops.source import Constant
 from ringc.ir.ops.state import StateRead, StateWrite
-from ringc.ir.types import DType, TensorType
+from ringc.ir.types import DType
 from ringc.passes.canonicalize.arithmetic import is_number, number
 from ringc.passes.raising.attention import written_before
-from ringc.passes.raising.match import Match, either, is_unit_reshape, look
+from ringc.passes.raising.match import Match, either, is_unit_reshape, known_numbers, look
 from ringc.passes.rewrite import NoMatch, Rewriter, need, no_match, pattern, single_user
 
 
@@ -71,20 +71,19 @@ def _scaled(value: Value) -> tuple[Value, float]:
 
 
 def _plain(value: Value) -> Value:
-    """Before casts between floating-point types, reshapes by axes of size 1 and broadcasts."""
+    """Before casts between floating-point types and reshapes by axes of size 1."""
     while True:
         op = value.op
         is_cast = isinstance(op, Cast) and op.dtype.is_float and op.x.type.dtype.is_float
-        if not (is_cast or is_unit_reshape(op) or isinstance(op, Broadcast)):
+        if op is None or not (is_cast or is_unit_reshape(op)):
             return value
-        value = op.inputs()[0]  # type: ignore[union-attr]
+        (value,) = op.inputs()
 
 
 def _row(value: Value) -> Value:
     """The argument [H, D] that a value is, casts and axes of size 1 aside, with the heads still in front."""
     found = _plain(value)
-    need(not isinstance(found.op, Broadcast) and found.op is None and found.tensor.rank == 2, "not a row of heads")
-    need(value.shape[0] == found.shape[0], "the heads are not in front")
+    need(found.op is None and found.tensor.rank == 2 and value.shape[0] == found.shape[0], "not a row of heads")
     return found
 
 
@@ -94,7 +93,6 @@ def _recurrence(body: Block) -> _Recurrence:
     state = body.args[0]
     need(state.tensor.rank == 3, "the state is not [H, Dk, Dv]")
     heads, dk, dv = state.shape
-
     m = Match()
     update = m.take(new, Add)
 
@@ -102,74 +100,75 @@ def _recurrence(body: Block) -> _Recurrence:
         return either(look(decayed, Mul), lambda s, x: _decay(s, x, state)), _outer_product(outer, state)
 
     decay, (k, v) = either(update, terms)
-    o, scale = m.scaled(out, casts=True)
-    q, inner = _read_out(o, new, state)
+    read_out, outer_scale = m.scaled(out, casts=True)
+    q, inner_scale = _read_out(read_out, new, state)
     need(q.shape == (heads, dk) and k.shape == (heads, dk) and v.shape == (heads, dv), "rows don't fit the state")
-    return _Recurrence(q, k, v, decay, scale * inner)
+    return _Recurrence(q, k, v, decay, outer_scale * inner_scale)
 
 
 def _decay(old: Value, decay: Value, state: Value) -> Value:
     need(old is state, "not the old state that decays")
-    need(all(d == 1 for d in decay.shape[-2:]) and decay.tensor.rank in (0, 3), "not one decay for each head")
+    need(decay.tensor.rank in (0, 3) and all(d == 1 for d in decay.shape[1:]), "not one decay for each head")
     return _plain(decay)
 
 
 def _outer_product(value: Value, state: Value) -> tuple[Value, Value]:
     """(k, v) of `k[:, :, None] * v[:, None, :]`, or of the matrix product of the two."""
+    heads, dk, dv = state.shape
     op = value.op
     if isinstance(op, MatMul):
-        need(not op.transpose_b and op.a.shape[-1] == 1, "not a product of a column and a row")
-        return _row(op.a), _row(op.b)
-    product = look(value, Mul)
-    heads, dk, dv = state.shape
-    a, b = product.a, product.b
-    if not (a.shape == (heads, dk, 1) and b.shape == (heads, 1, dv)):
-        a, b = b, a
+        need(not op.transpose_b, "not a product of a column and a row")
+        a, b = op.a, op.b
+    else:
+        product = look(value, Mul)
+        a, b = product.a, product.b
+        if a.shape != (heads, dk, 1):
+            a, b = b, a
     need(a.shape == (heads, dk, 1) and b.shape == (heads, 1, dv), "not an outer product of a key and a value")
     return _row(a), _row(b)
 
 
 def _read_out(o: Value, new: Value, state: Value) -> tuple[Value, float]:
-    """(q, factor) of `factor q S'`, as a product with a matrix or as a sum over the key channels."""
-    heads, dk, dv = state.shape
+    """(q, factor) of `factor q S'`: a product with a matrix, or products summed over the key channels."""
+    heads, dk, _ = state.shape
+    column, row = (heads, dk, 1), (heads, 1, dk)
     op = o.op
     if isinstance(op, Sum):
         need(op.axes == (1,), "the sum is not over the key channels")
-        product = look(op.x, Mul)
-        need(product.a is new or product.b is new, "reads another state than the updated one")
-        q = product.b if product.a is new else product.a
-        need(q.shape == (heads, dk, 1), "the query is not along the key channels")
-    elif isinstance(op, MatMul) and op.b is new:
-        need(not op.transpose_b and op.a.shape == (heads, 1, dk), "the query is not along the key channels")
-        q = op.a
-    elif isinstance(op, MatMul) and isinstance(op.a.op, Transpose) and op.a.op.x is new:
-        need(op.a.op.axes == (0, 2, 1) and not op.transpose_b and op.b.shape == (heads, dk, 1), "not the transposed state times q")
-        q = op.b
+        terms = look(op.x, Mul)
+        q, other, shape = (terms.b, terms.a, column) if terms.a is new else (terms.a, terms.b, column)
+    elif isinstance(op, MatMul) and isinstance(op.a.op, Transpose):
+        need(op.a.op.axes == (0, 2, 1) and not op.transpose_b, "the state is read along another axis")
+        q, other, shape = op.b, op.a.op.x, column
+    elif isinstance(op, MatMul):
+        need(not op.transpose_b, "the state is read along another axis")
+        q, other, shape = op.a, op.b, row
     else:
-        no_match("reads another state than the updated one")
-    need(o.tensor.elements == new.tensor.elements // int(dk), "not one number for each value channel")
+        no_match("no product with the state")
+    need(other is new, "reads another state than the updated one")
+    need(q.shape == shape, "the query is not along the key channels")
     inner, factor = Match().scaled(q, casts=True)
-    return _row_of(inner, q), factor
-
-
-def _row_of(inner: Value, outer: Value) -> Value:
-    row = _row(inner)
-    need(outer.shape[0] == row.shape[0], "the heads are not in front")
-    return row
+    return _row(inner), factor
 
 
 def _slopes(r: Rewriter, decay: Value, heads: int) -> Value:
-    """-log of the decay, f32[H]: what the decay is the exponential of, or the logarithm of a table."""
+    """-log of the decay, f32[H]: what it is the exponential of, or the logarithm of constants."""
     decay = _plain(decay)
-    if isinstance(decay.op, Constant):
-        return _slope_table(r, decay, heads, lambda d: -math.log(d) if d > 0 else 0.0)
-    exponent = _plain(look(decay, Exp).x)
-    if isinstance(exponent.op, Constant):
-        return _slope_table(r, exponent, heads, lambda e: -e)
-    slopes = look(exponent, Neg).x
-    if isinstance(_plain(slopes).op, Constant):
-        return _slope_table(r, _plain(slopes), heads, lambda s: s)
-    need(slopes.type.dtype is DType.F32 and slopes.tensor.elements == heads, "not one slope for each head")
-    from ringc.ir.ops.shape import Reshape
+    exponent = _plain(decay.op.x) if isinstance(decay.op, Exp) else None
+    try:
+        numbers = known_numbers(decay if exponent is None else exponent)
+    except NoMatch:
+        need(exponent is not None, "the decay is no exponential")
+        assert exponent is not None
+        slopes = look(exponent, Neg).x
+        need(slopes.type.dtype is DType.F32 and slopes.tensor.elements == heads, "not one slope for each head")
+        return r(Reshape(slopes, (heads,)))
+    if exponent is None:
+        need(all(n > 0 for n in numbers), "a decay that is not positive has no logarithm")
+        numbers = [math.log(n) for n in numbers]
+    numbers = numbers * heads if len(numbers) == 1 else numbers
+    need(len(numbers) == heads and all(n < 0 for n in numbers), "not a decay below one for each head")
+    return r(Constant(tuple(-n for n in numbers), DType.F32, (heads,)))
 
-    return r(Reshape(slopes, (heads,)))
+
+RULES = (linear_attention,)

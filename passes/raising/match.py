@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from ringc.ir.core import Env, Op, Value
 from ringc.ir.ops.pointwise import Binary, Cast, Mul
@@ -12,6 +12,9 @@ from ringc.ir.ops.source import Constant, Iota
 from ringc.passes.canonicalize.arithmetic import is_number, number
 from ringc.passes.canonicalize.movement import squeezed
 from ringc.passes.rewrite import NoMatch, need, no_match
+
+if TYPE_CHECKING:
+    import torch
 
 AnyOp = TypeVar("AnyOp", bound=Op)
 Found = TypeVar("Found")
@@ -105,7 +108,7 @@ def last_axis(value: Value) -> tuple[int, ...]:
 
 
 def known_integers(value: Value) -> list[int]:
-    """The elements of an integer vector that constants, counts and arithmetic on them make.
+    """The elements of a vector of integers that constants, counts and arithmetic on them make.
 
     Raises:
         NoMatch: it depends on anything else, or is long.
@@ -114,15 +117,27 @@ def known_integers(value: Value) -> list[int]:
     return [int(i) for i in _evaluated(value).tolist()]
 
 
-def _evaluated(value: Value) -> Any:
+def known_numbers(value: Value) -> list[float]:
+    """The elements of a tensor, flat, that constants and arithmetic on them make, in double precision.
+
+    Raises:
+        NoMatch: it depends on anything else, or is long.
+    """
+    return [float(x) for x in _evaluated(value).reshape(-1).tolist()]
+
+
+_LONGEST = 4096
+
+
+def _evaluated(value: Value) -> torch.Tensor:
+    import torch
+
     op = value.op
-    elements = value.tensor.elements
-    need(op is not None and isinstance(elements, int) and elements <= 4096, "not known at compile time")
+    need(op is not None and len(op.results) == 1, "not known at compile time")
     assert op is not None
-    need(len(op.results) == 1 and (bool(op.inputs()) or isinstance(op, Constant | Iota)), "not known at compile time")
-    return op.reference(Env({}), *(_evaluated(v) for v in op.inputs()))
-
-
-def all_different(values: Iterable[Value]) -> bool:
-    found = list(values)
-    return len(set(found)) == len(found)
+    elements = value.tensor.elements
+    need(isinstance(elements, int) and elements <= _LONGEST, "not known at compile time, or long")
+    need(bool(op.inputs()) or isinstance(op, Constant | Iota), "not known at compile time")
+    made = op.reference(Env({}, torch.float64), *(_evaluated(v) for v in op.inputs()))
+    assert isinstance(made, torch.Tensor)
+    return made

@@ -30,6 +30,7 @@ def rms_norm(op: Mul, r: Rewriter) -> None:
 
     def factors(scale: Value, rest: Value) -> tuple[Value, Value | None, float]:
         m = Match()
+        m.found[op] = None
         weight: Value | None = None
         if isinstance(scale.op, Mul):  # x * (rsqrt(..) * w)
             scaled = m.take(scale, Mul)
@@ -40,7 +41,7 @@ def rms_norm(op: Mul, r: Rewriter) -> None:
             weight = scaled.b if scaled.a is x else scaled.a
             rest = scaled.a if scaled.a is x else scaled.b
         need(rest is x, "the norm of another value")
-        m.closed()
+        m.closed(op.result)
         return x, weight, eps
 
     x, weight, eps = either(op, lambda a, b: factors(b, a))

@@ -47,9 +47,9 @@ def _rotation(m: Match, first: Value, second: Value) -> tuple[Value, Value, Valu
 
 
 def _angles(r: Rewriter, table: Value, x: Value, pairs: int) -> Value:
-    """A table of cosines or sines [N, 1, r/2] (or with one more axis of size 1 behind) as [N, r/2]."""
+    """A table of cosines or sines [N, 1, r/2] (or with one more axis of size 1, where pairs or halves have their own) as [N, r/2]."""
     rows = x.shape[0]
-    need(table.shape in ((rows, 1, pairs), (rows, 1, pairs, 1)), f"angles of the shape {list(table.shape)}")
+    need(table.shape in ((rows, 1, pairs), (rows, 1, pairs, 1), (rows, 1, 1, pairs)), f"angles of the shape {list(table.shape)}")
     return r(Reshape(table, (rows, pairs)))
 
 
@@ -87,7 +87,8 @@ def rope_pairs(op: Reshape, r: Rewriter) -> None:
     rows, heads, pairs, one = (*stacked.parts[0].shape, 0, 0, 0, 0)[:4]
     need(stacked.axis == 3 and one == 1 and stacked.result.tensor.rank == 4 and isinstance(pairs, int), "not pairs of channels")
     need(op.shape == (rows, heads, 2 * int(pairs)), "the pairs are not laid side by side")
-    r.replace(op, _rotated(op, r, *stacked.parts, True))
+    first, second = stacked.parts
+    r.replace(op, _rotated(op, r, first, second, True))
 
 
 def _half(r: Rewriter, table: Value) -> Value:
@@ -136,8 +137,8 @@ def rope_rotate_half(op: Add, r: Rewriter) -> None:
     need(whole is base and base is other_base and step == a_step == b_step == 1, "halves of different values")
     need(size == 2 * pairs == 2 * a_count and a_start == start and b_start == start + pairs, "not the two halves")
     need(cos.shape == sin.shape == (x.shape[0], 1, size), "tables of another shape")
-    angles = [_angles(r, _half(r, t), x, pairs) for t in (cos, sin)]
-    r.replace(op, r(Rope(x, *angles, False)))
+    cos, sin = (_angles(r, _half(r, t), x, pairs) for t in (cos, sin))
+    r.replace(op, r(Rope(x, cos, sin, False)))
 
 
 @pattern(Concat)

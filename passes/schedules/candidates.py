@@ -29,42 +29,62 @@ def candidates(family: str, body: Block, rows: Rows, target: Target) -> list[Can
 Choice = Callable[[Block, Rows], list[str]]
 
 
-def _few(rows: Rows) -> bool:
-    return 0 < rows[1] <= FEW
-
-
-def _linear_attention(backend: str) -> Choice:
-    def choose(body: Block, _: Rows) -> list[str]:
-        (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
-        return [f"{backend}.linear_{mixer.form or 'recurrent'}"]
-
-    return choose
-
-
 def _always(*implementations: str) -> Choice:
     return lambda _body, _rows: list(implementations)
 
 
-def _by_rows(few: str, many: str) -> Choice:
-    return lambda _body, rows: [few if _few(rows) else many]
+def _tvm_row(_: Block, rows: Rows) -> list[str]:
+    # Waking a second thread costs 1 us when it spins and 60 us when it sleeps: a few rows are done before it is there.
+    return [f"tvm.row{{parallel={int(not _few(rows))}}}"]
+
+
+def _tvm_product(_: Block, rows: Rows) -> list[str]:
+    # One row streams the weight at full bandwidth; from there on tiles of 8 rows serve everything, prefill too.
+    return [f"tvm.matmul{{rows={1 if rows[1] == 1 else 8},block=32}}"]
+
+
+def _tvm_grouped(_: Block, rows: Rows) -> list[str]:
+    return ["tvm.grouped_few{block=32}" if _few(rows) else "tvm.grouped_tiled{rows=8,block=32}"]
+
+
+def _tvm_linear_attention(body: Block, _: Rows) -> list[str]:
+    (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
+    return ["tvm.linear_chunked{chunk=16}" if mixer.form == "chunked" else "tvm.linear_recurrent"]
+
+
+def _tvm_route(_: Block, rows: Rows) -> list[str]:
+    return [f"tvm.route{{parallel={int(not _few(rows))}}}"]
+
+
+def _triton_linear_attention(body: Block, _: Rows) -> list[str]:
+    (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
+    return [f"triton.linear_{mixer.form or 'recurrent'}"]
+
+
+def _triton_attention(_: Block, rows: Rows) -> list[str]:
+    return ["triton.attention_decode" if _few(rows) else "triton.attention_prefill"]
+
+
+def _few(rows: Rows) -> bool:
+    return 0 < rows[1] <= FEW
 
 
 _CHOICES: dict[str, dict[str, Choice]] = {
     "tvm": {
-        "row": _always("tvm.row"),
-        "matmul": _by_rows("tvm.matmul_few{block=32}", "tvm.matmul_tiled{block=32}"),
-        "grouped": _by_rows("tvm.grouped_few{block=32}", "tvm.grouped_tiled{block=32}"),
-        "linear_attention": _linear_attention("tvm"),
+        "row": _tvm_row,
+        "matmul": _tvm_product,
+        "grouped": _tvm_grouped,
+        "linear_attention": _tvm_linear_attention,
         "attention": _always("tvm.attention"),
-        "route": _always("tvm.route"),
+        "route": _tvm_route,
         "sort": _always("tvm.sort"),
     },
     "triton": {
         "row": _always("triton.row"),
         "matmul": _always("triton.matmul"),
         "grouped": _always("triton.grouped"),
-        "linear_attention": _linear_attention("triton"),
-        "attention": _by_rows("triton.attention_decode", "triton.attention_prefill"),
+        "linear_attention": _triton_linear_attention,
+        "attention": _triton_attention,
         "route": _always("triton.route"),
         "sort": _always("triton.sort"),
     },

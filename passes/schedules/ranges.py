@@ -26,5 +26,9 @@ def versions_of(entry: Function) -> list[Version]:
     """The versions of an entry point, the most special first; the last has no guard."""
     few, many = (1, FEW), (FEW + 1, 0)
     if entry.notes["entry"] == "decode":
-        return [Version("few", f"N <= {FEW}", few, "recurrent"), Version("many", "", many, "recurrent")]
+        return [
+            Version("one", "N <= 1", (1, 1), "recurrent"),
+            Version("few", f"N <= {FEW}", (2, FEW), "recurrent"),
+            Version("many", "", many, "recurrent"),
+        ]
     return [Version("short", f"N <= {FEW}", few, "recurrent"), Version("long", "", many, "chunked")]

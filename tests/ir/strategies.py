@@ -44,8 +44,8 @@ from ringc.ir.ops.reduce import Max, Mean, Reduction, Sum
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.rows import RmsNorm, Rope, Silu, Softmax
 from ringc.ir.ops.scan import Scan
-from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose
-from ringc.ir.ops.source import Constant, Iota, Param, SegmentIds
+from ringc.ir.ops.shape import Broadcast, Concat, Pack, Reshape, Slice, Transpose
+from ringc.ir.ops.source import Constant, Iota, Param, SegmentIds, Weight
 from ringc.ir.ops.state import StateAppend, StateRead, StateWrite
 from ringc.ir.symbols import Dim, Shape, add, mul, product
 from ringc.ir.types import DType, Layout, Quant, StateType, TensorType, Type
@@ -150,6 +150,11 @@ def slice_(g: Graph) -> Op:
     return Slice(g.value(TensorType(g.dtype(), shape)), axis, start, g.integer(start + 1, size), g.integer(1, 3))
 
 
+def pack(g: Graph) -> Op:
+    t = g.tensor(low=1)
+    return Pack(g.value(t), tuple((a, g.pick(2, 16)) for a in sorted(g.draw(st.sets(st.integers(0, t.rank - 1), min_size=1)))))
+
+
 def concat(g: Graph) -> Op:
     axis, shape = _with_axis(g, 1)
     dtype = g.dtype()
@@ -169,6 +174,13 @@ def _with_axis(g: Graph, size: Dim) -> tuple[int, Shape]:
 def param(g: Graph) -> Op:
     name, shape = g.pick(("lm_head.weight", (3, 4)), ('odd "name"\n\\ é', (2,)), ("experts.*.up", (3, 2, 2)), ("bias", ()))
     return Param(name, g.dtype(), shape)
+
+
+def weight(g: Graph) -> Op:
+    t = TensorType(g.dtype(), g.pick((), (3,), (4, 2)))
+    if g.reuse and g.draw(st.booleans()):
+        t = TensorType(DType.F8E4M3, (128, 256), None, Quant((128, 128), F32), Layout(((0, 16),)))
+    return Weight(g.pick("layers.0.qkv", 'odd "key"'), t)
 
 
 def constant(g: Graph) -> Op:
@@ -476,6 +488,7 @@ STRATEGIES: dict[str, Strategy] = {
     "neg": unary(Neg),
     "not": lambda g: Not(g.value(g.tensor(BOOL))),
     "or": logical(Or),
+    "pack": pack,
     "param": param,
     "reshape": reshape,
     "rms_norm": rms_norm,
@@ -502,6 +515,7 @@ STRATEGIES: dict[str, Strategy] = {
     "take_along": take_along,
     "topk": topk,
     "transpose": transpose,
+    "weight": weight,
     "where": where,
 }
 

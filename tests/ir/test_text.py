@@ -29,7 +29,7 @@ def module_of(graph: Graph, level: Level = Level.FUSED) -> Module:
     module = Module("some-model", {}, dict(BOUNDS), level)
     for name, body in graph.bodies.items():
         module.add(Function(name, body, family="row"))
-    notes = graph.draw(st.dictionaries(st.sampled_from(["entry", "name", "body", "a.b"]), st.text(), max_size=2))
+    notes = graph.draw(st.dictionaries(st.sampled_from(["entry", "name", "body", "a.b"]), st.one_of(st.text(), st.integers(), st.booleans()), max_size=2))
     function = Function("main", block)
     function.notes.update(notes)
     module.add(function)

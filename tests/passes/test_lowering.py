@@ -1,0 +1,152 @@
+"""Outlining, versions, fusion, layout, kernels and memory: the program means the same after all of them, and has the shape it should."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.passes.support_model import Program, inputs_of, tiny_spec
+
+from ringc.ir.core import Level
+from ringc.ir.levels import verify
+from ringc.ir.ops.call import Call, Fused, Launch
+from ringc.ir.symbols import evaluate, parse_dim
+from ringc.ir.text_parse import parse_module
+from ringc.ir.text_print import print_module
+from ringc.ir.types import StateType, TensorType
+from ringc.passes.framework import PassManager, verify_each
+from ringc.passes.pipeline import default_pipeline, parse_pipeline
+from ringc.passes.target import target
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program(tiny_spec(), default_pipeline())
+
+
+@pytest.mark.parametrize("entry", ["prefill.short", "prefill.long", "decode.one", "decode.few", "decode.many"])
+def test_every_version_means_what_the_graph_means(program: Program, entry: str) -> None:
+    inputs = inputs_of(program, entry.split(".")[0], seed=3)
+    wanted = program.run_graph(entry.split(".")[0], inputs)
+    found = program.run_lowered(entry, inputs)
+    assert len(wanted) == len(found)
+    for a, b in zip(wanted, found, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+def test_a_lowered_module_survives_its_text(program: Program) -> None:
+    text = print_module(program.lowered)
+    again = parse_module(text)
+    verify(again)
+    assert print_module(again) == text
+
+
+def test_work_follows_the_number_of_different_layers() -> None:
+    small = Program(tiny_spec(count=7), default_pipeline()).lowered
+    large = Program(tiny_spec(count=19), default_pipeline()).lowered
+    kernels = [n for n, f in small.functions.items() if "family" in f.notes]
+    assert len(kernels) == len([n for n, f in large.functions.items() if "family" in f.notes])
+    assert len(small.functions) == len(large.functions)
+
+
+def test_nothing_is_left_unfused(program: Program) -> None:
+    assert program.lowered.level is Level.KERNEL
+    for function in program.lowered.functions.values():
+        if "family" not in function.notes and function.name != "prepare":
+            assert {op.name for op in function.body.ops} <= {"launch", "call", "reshape", "weight"}
+
+
+def test_a_linear_moe_layer_is_few_kernels(program: Program) -> None:
+    body = program.lowered.functions["decode.one.linear_moe"].body
+    families = Counter(program.lowered.functions[op.kernel].notes["family"] for op in body.ops if isinstance(op, Launch))
+    assert families["linear_attention"] == families["route"] == families["sort"] == 1
+    assert families["grouped"] == 2
+    assert sum(families.values()) <= 15
+
+
+def test_versions_share_kernels_that_are_equal(program: Program) -> None:
+    used = {
+        version: {op.kernel for f in program.lowered.functions.values() if f.name.startswith(version) for op in f.body.ops if isinstance(op, Launch)}
+        for version in ("decode.few", "prefill.short")
+    }
+    assert used["decode.few"] & used["prefill.short"]
+
+
+def test_prepare_gives_every_weight_that_is_read(program: Program) -> None:
+    keys = program.lowered.functions["prepare"].notes["keys"]
+    read = {op.key for f in program.lowered.functions.values() for op in f.body.ops if op.name == "weight"}
+    assert read == set(keys)
+    assert len(set(keys)) == len(keys)
+
+
+def test_buffers_of_the_memory_plan_never_hold_two_live_values(program: Program) -> None:
+    """Replays the plan: what is written to a buffer stays until its last reader is done, and fits."""
+    sizes = {"N": 5, "B": 3, "P": 4, "S": 64, "R": 2}
+    for function in program.lowered.functions.values():
+        if "buffers" not in function.notes:
+            continue
+        room = [evaluate(parse_dim(t), sizes) for t in function.notes["buffers"]]
+        holds: dict[int, object] = {}
+        where: dict[object, int] = {}
+        for op in function.body.ops:
+            if op.name == "reshape":
+                where[op.result] = where.get(op.x, -1)
+                holds_as = where[op.result]
+                if holds_as >= 0:
+                    holds[holds_as] = (holds[holds_as], op.result) if not isinstance(holds[holds_as], tuple) else (*holds[holds_as], op.result)
+                continue
+            for value in op.inputs():
+                buffer = where.get(value, -1)
+                if buffer >= 0:
+                    held = holds[buffer] if isinstance(holds[buffer], tuple) else (holds[buffer],)
+                    assert any(value is h for h in held), f"{value} was overwritten before {op}"
+            if isinstance(op, Launch | Call):
+                assert len(op.buffers) == len(op.results)
+                inputs_in = {where.get(v, -1) for v in op.inputs()} - {-1}
+                for value, buffer in zip(op.results, op.buffers, strict=True):
+                    assert (buffer == -1) == (isinstance(value.type, StateType) or buffer == -1)
+                    if buffer >= 0:
+                        assert buffer not in inputs_in, f"{op} writes what it reads"
+                        assert isinstance(value.type, TensorType)
+                        assert evaluate(value.type.bytes, sizes) <= room[buffer]
+                        holds[buffer] = value
+                        where[value] = buffer
+
+
+def test_pipelines_without_a_form_are_still_fused() -> None:
+    """Fusion doesn't depend on versions: a graph that was only raised and outlined fuses too."""
+    program = Program(tiny_spec(), parse_pipeline("canonicalize,cse,raise,dce,outline,fuse"))
+    regions = [op for f in program.lowered.functions.values() for op in f.body.ops if isinstance(op, Fused)]
+    assert {r.family for r in regions} == {"row", "matmul", "grouped", "linear_attention", "attention", "route", "sort"}
+
+
+def test_fusion_can_be_switched_off() -> None:
+    spec = tiny_spec()
+    whole = Program(spec, parse_pipeline("canonicalize,cse,raise,dce,outline,fuse"))
+    bare = Program(spec, parse_pipeline("canonicalize,cse,raise,dce,outline,fuse{epilogues=false}"))
+
+    def products(program: Program) -> int:
+        regions = [op for f in program.lowered.functions.values() for op in f.body.ops if isinstance(op, Fused)]
+        return sum(len(r.body.ops) for r in regions if r.family == "matmul")
+
+    assert products(bare) < products(whole)
+
+
+@pytest.mark.parametrize("change", ["no_moe", "no_groups", "tied", "softmax_only", "before_down", "interleaved"])
+def test_variants_of_the_architecture_lower_and_mean_the_same(change: str) -> None:
+    program = Program(tiny_spec(change=change), default_pipeline())
+    inputs = inputs_of(program, "prefill", seed=5)
+    for a, b in zip(program.run_graph("prefill", inputs), program.run_lowered("prefill.long", inputs), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+def test_the_pass_manager_verifies_between_passes() -> None:
+    program = Program(tiny_spec(), [])
+    seen: list[str] = []
+    PassManager(parse_pipeline("canonicalize,raise"), [verify_each, lambda step: seen.append(step.done.name)]).run(
+        program.lowered, target("cpu")
+    )
+    assert seen == ["canonicalize", "raise"]
+    assert replace(target("cpu"), name="x").name == "x"
