@@ -22,11 +22,22 @@ class Writer:
     def block(self, head: str) -> Iterator[None]:
         """A line that ends in a colon, and what is written inside indented below it."""
         self(head)
+        with self.indented():
+            yield
+
+    @contextmanager
+    def indented(self) -> Iterator[None]:
+        """What is written inside stands one level deeper."""
         self._depth += 1
         try:
             yield
         finally:
             self._depth -= 1
+
+    @property
+    def depth(self) -> int:
+        """Levels of indentation of the next line."""
+        return self._depth
 
     def text(self) -> str:
         return "\n".join(self._lines)

@@ -87,6 +87,7 @@ class _Entry:
         self.entry = entry
         self.act = storage
         self.residual = DType.F32 if spec.precision.residual == "fp32" else storage
+        self.turning = DType.F32 if spec.precision.rope == "fp32" else storage
         B = symbol("B")
         self.rows: Dim = symbol("N")
         token = TensorType(DType.I32, (self.rows,), segments=B)
@@ -151,7 +152,7 @@ class _Entry:
             value = b(function(angle))
             if rope.amplitude != 1.0:
                 value = b(Mul(value, b(scalar(rope.amplitude, DType.F32))))
-            turned.append(self.cast(value, self.act))
+            turned.append(self.cast(value, self.turning))
             turned[-1].name = name
         return _Tokens(slots, offsets, positions, of_token, *turned)
 
@@ -187,9 +188,9 @@ class _Entry:
             if spec.qk_norm:
                 weight = self.param(f"{name}.{which}_layernorm.weight", d)
                 value = self.expand(RmsNorm(value, weight, spec.norm_eps))
-            turned.append(
-                self.expand(Rope(value, tokens.cos, tokens.sin, interleaved=spec.rope.pairing == "interleaved"))
-            )
+            wide = self.cast(value, self.turning)
+            wide = self.expand(Rope(wide, tokens.cos, tokens.sin, interleaved=spec.rope.pairing == "interleaved"))
+            turned.append(self.cast(wide, self.act))
             turned[-1].name = which[0]
         if spec.layer_kind(i) == "linear" and spec.precision.linear_inputs == "fp32":
             return self.cast(turned[0], DType.F32), self.cast(turned[1], DType.F32), self.cast(v, DType.F32)
@@ -253,14 +254,17 @@ class _Entry:
         before = moe.router.weight_position == "before_down"
         if before:
             sorted_weights = b(Gather(b(Reshape(weights, (mul(rows, k),))), order))
-            activated = b(Mul(activated, self.cast(b(Reshape(sorted_weights, (mul(rows, k), 1))), self.act)))
+            weighted = b(Mul(self.cast(activated, DType.F32), b(Reshape(sorted_weights, (mul(rows, k), 1)))))
+            activated = self.cast(weighted, self.act)
         made = b(Gather(product(activated, "down_proj", hidden, width), places))
         made = b(Reshape(made, (rows, k, hidden)))
+        made = self.cast(made, DType.F32)
         if not before:
-            made = b(Mul(made, self.cast(b(Reshape(weights, (rows, k, 1))), self.act)))
+            made = b(Mul(made, b(Reshape(weights, (rows, k, 1)))))
         total = b(Sum(made, axes=(1,)))
         if moe.router.scale_position == "sum" and moe.router.scale != 1.0:
-            total = b(Mul(total, b(scalar(moe.router.scale, self.act))))
+            total = b(Mul(total, b(scalar(moe.router.scale, DType.F32))))
+        total = self.cast(total, self.act)
         if moe.total_shared_width:
             total = b(Add(total, self.swiglu(f"{name}.shared_experts", x, moe.total_shared_width)))
         return total

@@ -31,6 +31,7 @@ from ringc.ir.elements import Elementwise
 from ringc.ir.ops.call import Fused
 from ringc.ir.ops.index import Gather, SortByKey
 from ringc.ir.ops.mixers import Attention, LinearAttention
+from ringc.ir.ops.pointwise import Cast
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.ops.reduce import Reduction
 from ringc.ir.ops.routing import Route
@@ -206,6 +207,7 @@ class _Fuser:
                         self.regions.remove(product)
                         self.region_of.pop(first)
                         self.take(region, first)
+                        self.take(region, first.a.op if isinstance(first.a.op, Cast) else None)
                 case _:
                     pass
 
@@ -230,6 +232,7 @@ class _Fuser:
                 self.start_row(op)
         self.take_reshapes()
         self.merge_rows()
+        self.sink()
 
     def take_reshapes(self) -> None:
         """A reshape inside a row region is index arithmetic; the others stay views."""
@@ -277,6 +280,34 @@ class _Fuser:
                         break
                 if changed:
                     break
+
+    def sink(self) -> None:
+        """Element-wise work whose result only another row region reads is done there: nothing is written and read back between them."""
+        for region in [r for r in self.regions if r.family == "row"]:
+            for value in self.leaving(region.ops):
+                users = {self.region_of.get(u) for u in value.users()} if value.users() == list(dict.fromkeys(value.uses)) else {None}
+                user = users.pop() if len(users) == 1 else None
+                if user is None or user.family != "row":
+                    continue
+                chain = self.chain(value, region)
+                if chain and len(chain) < len(region.ops) and self.convex([*user.ops, *chain]):
+                    region.ops = [op for op in region.ops if op not in chain]
+                    for op in chain:
+                        self.join(user, op)
+
+    def chain(self, value: Value, region: Region) -> list[Op]:
+        """The region's operations that make a value, if all are element-wise and make nothing else; else none."""
+        found: list[Op] = []
+        pending = [value.op]
+        while pending:
+            op = pending.pop()
+            if op is None or op not in region.ops or op in found:
+                continue
+            if not isinstance(op, Elementwise) or (found and not set(op.results[0].uses) <= set(found)):
+                return []
+            found.append(op)
+            pending += [v.op for v in op.inputs()]
+        return found
 
     def only_feeds(self, region: Region, other: Region) -> bool:
         """Whether every element of a region can be made where the other region reads it, and nothing else wants it."""

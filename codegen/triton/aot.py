@@ -199,6 +199,8 @@ def compile_source(
 ) -> CompiledKernel:
     """Compile one kernel in this process, or take it from the cache.
 
+    Not for several threads at once: Triton takes its assembler from the process's environment.
+
     Args:
         path_or_text: a kernel file, or its text.
         cache: where to look and to store; nothing is stored if None. The other arguments are those of `CompileJob`.
