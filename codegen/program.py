@@ -10,7 +10,9 @@ then replayed any number of times, without a line of this program and without an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from ringc.codegen.kernel import kernel_of
 from ringc.codegen.names import Names
@@ -60,6 +62,7 @@ class _Program:
         self.target = target
         self.out = Writer()
         self.states: dict[str, dict[int, int]] = {}
+        self.copies: list[tuple[Value, str]] = []
 
     def text(self) -> str:
         out = self.out
@@ -86,7 +89,7 @@ class _Program:
         self.head(f"def {function_name(name)}", arguments)
         with self.indented():
             tested = [f.notes.get("guard", "") for f in versions]
-            self.sizes(s for s in SIZES if any(s in symbols_in(str(g)) for g in tested))
+            self.sizes(s for g in tested for s in symbols_in(str(g)))
             for function, guard in zip(versions, tested, strict=True):
                 if guard:
                     with out.block(f"if {guard}:"):
@@ -106,7 +109,7 @@ class _Program:
         self.head(f"def {function_name(function.name)}", arguments)
         with self.indented():
             buffers = [str(b) for b in function.notes.get("buffers", ())]
-            self.sizes(s for s in SIZES if s in self.used_sizes(body, buffers))
+            self.sizes(self.used_sizes(body, buffers))
             if buffers:
                 self.call("with rt.frame", buffers, " as buffer:")
                 with self.indented():
@@ -118,7 +121,7 @@ class _Program:
         """Result number -> the parameter that its memory comes in by. Several results may be views of one memory, or an argument."""
         given: dict[int, str] = {}
         homes: set[Value] = set()
-        self.copies: list[tuple[Value, str]] = []
+        self.copies = []
         for i, value in enumerate(body.outputs):
             if isinstance(value.type, StateType):
                 continue
@@ -199,14 +202,16 @@ class _Program:
     # -- pieces of text
 
     def buffer(self, number: int, type: Type) -> str:
-        return f'buffer({number}, ({self.shape(type)},), "{type.dtype}")'
+        comma = "," if len(type.shape) == 1 else ""
+        return f'buffer({number}, ({self.shape(type)}{comma}), "{type.dtype}")'
 
     def shape(self, type: Type) -> str:
         assert isinstance(type, TensorType)
         return ", ".join(dim_text(d) for d in type.shape)
 
-    def sizes(self, used: Sequence[str] | object) -> None:
-        names = list(used)  # type: ignore[call-overload]
+    def sizes(self, used: Iterable[str]) -> None:
+        wanted = set(used)
+        names = [s for s in SIZES if s in wanted]
         if names:
             self.out(f"{', '.join(names)} = {', '.join(f'rt.{n}' for n in names)}")
 
@@ -240,7 +245,7 @@ class _Program:
             self.out(row)
         self.out(f"){tail}")
 
-    def indented(self):  # type: ignore[no-untyped-def] # noqa: ANN201
+    def indented(self) -> AbstractContextManager[None]:
         return self.out.indented()
 
 
@@ -253,6 +258,4 @@ def storage_of(value: Value) -> Value:
 
 def symbols_in(text: str) -> set[str]:
     """The sizes that an expression names."""
-    import re
-
     return set(re.findall(r"[A-Za-z_]\w*", text)) & set(SIZES)

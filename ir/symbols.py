@@ -214,7 +214,7 @@ def parse_dim(text: str) -> Dim:
                 return product([visit(left)] * power)
             case ast.BinOp(op=op, left=left, right=right) if type(op) in _BINARY:
                 return _BINARY[type(op)](visit(left), visit(right))
-            case ast.Call(func=ast.Name(id="max" | "min" as name), args=args):
+            case ast.Call(func=ast.Name(id="max" | "min" as name), args=[_, *_] as args):
                 return _as_dim((sympy.Max if name == "max" else sympy.Min)(*(visit(a) for a in args)))
             case _:
                 raise IRError(f"'{text}' is no size", help="write integers and names combined with + - * //")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import ringc.ir.ops  # noqa: F401  (registers the operations)
 from ringc.errors import IRError, Place, did_you_mean
 from ringc.ir.core import OPS, Block, Function, Level, Module, Op, Value, attributes, operand_fields
-from ringc.ir.symbols import Bound, parse_dim
+from ringc.ir.symbols import Bound, parse_dim, symbol
 from ringc.ir.text_print import literal
 from ringc.ir.types import DType, Layout, Quant, StateType, TensorType, Type
 
@@ -144,7 +144,10 @@ class _Parser:
             at, name = self.at, self.name("a symbol's name")
             if name in module.bounds:
                 self.fail(f"the symbol {name} is declared twice", at=at)
-            self.dim(name)
+            try:
+                symbol(name)
+            except IRError as error:
+                self.fail(error.message, at=at, help=error.help)
             minimum = int(self.number()) if self.accept(">=") else 1
             maximum = int(self.number()) if self.accept("<=") else None
             multiple = int(self.number()) if self.accept("%") else 1
@@ -352,7 +355,7 @@ class _Parser:
             self.expect("<")
             dtype = self.dtype()
             self.expect("[")
-            slots = self.dim(self.until(";"))
+            slots = self.dim(self.until(";,]"))
             self.expect(";")
             shape = self.dims(self.until("]"))
             self.expect("]")
@@ -398,7 +401,7 @@ class _Parser:
         try:
             return parse_dim(text)
         except IRError as error:
-            self.fail(error.message, help=error.help)
+            self.fail(error.message, at=self.text.rfind(text, 0, self.at) if text else None, help=error.help)
 
     def dims(self, text: str) -> tuple[Any, ...]:
         parts, depth, start = list[str](), 0, 0
@@ -407,4 +410,4 @@ class _Parser:
             if c == "," and depth == 0:
                 parts.append(text[start:i])
                 start = i + 1
-        return tuple(self.dim(p) for p in parts if p.strip())
+        return tuple(self.dim(p.strip()) for p in parts if p.strip())

@@ -285,7 +285,11 @@ class _Fuser:
         """Element-wise work whose result only another row region reads is done there: nothing is written and read back between them."""
         for region in [r for r in self.regions if r.family == "row"]:
             for value in self.leaving(region.ops):
-                users = {self.region_of.get(u) for u in value.users()} if value.users() == list(dict.fromkeys(value.uses)) else {None}
+                users = (
+                    {self.region_of.get(u) for u in value.users()}
+                    if value.users() == list(dict.fromkeys(value.uses))
+                    else {None}
+                )
                 user = users.pop() if len(users) == 1 else None
                 if user is None or user.family != "row":
                     continue

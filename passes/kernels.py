@@ -32,9 +32,8 @@ class OutlineKernels(Pass):
                 if key not in known:
                     count[op.family] += 1
                     known[key] = f"{op.family}_{count[op.family]}"
-                    notes = {"family": op.family}
-                    if op.implementation:
-                        notes["implementation"] = op.implementation
+                    chosen = {"implementation": op.implementation, "seconds": op.seconds, "workspace": op.workspace}
+                    notes = {"family": op.family} | {k: v for k, v in chosen.items() if v}
                     module.add(Function(known[key], op.body.clone(), **notes))
                 launch = Launch(op.arguments, known[key], tuple(r.type for r in op.results))
                 Builder(function.body, before=op, scope=op.scope).insert(launch)

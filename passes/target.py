@@ -12,14 +12,13 @@ from ringc.ir.types import DType
 class Target:
     """A kind of device.
 
-    Rates are per second and measured, not from a data sheet: `bandwidth` of a copy that misses all caches (read plus written bytes),
-    `matrix_rate` of a large product and `vector_rate` of arithmetic outside products (floating-point operations), `launch` the
-    seconds that one more kernel costs. `width`: how many pieces of work run side by side.
+    Rates are per second and measured, not from a data sheet: `bandwidth` in bytes of a kernel that streams memory, `matrix_rate` of a
+    large product and `vector_rate` of arithmetic outside products in floating-point operations, `launch` the seconds that one more
+    kernel costs. `width` is how many pieces of work run side by side.
     """
 
     name: str
     backend: str
-    compute: DType
     storage: DType
     bandwidth: float
     matrix_rate: float
@@ -32,14 +31,14 @@ class Target:
 TARGETS = {
     t.name: t
     for t in (
-        # Two cores with AVX-512; `ringc calibrate` is to replace these by a machine's own.
-        Target("cpu", "tvm", DType.F32, DType.F32, 40e9, 230e9, 40e9, 6e-6, 2),
-        # The same machine through PyTorch's own operators: a launch is several of those.
-        Target("torch", "torch", DType.F32, DType.F32, 20e9, 150e9, 10e9, 40e-6, 2),
-        Target("sm_80", "triton", DType.F32, DType.BF16, 1.7e12, 250e12, 15e12, 2.5e-6, 108, arch=80),
+        # Two cores with AVX-512: 150 MB of weights streamed at 52 GB/s, 2047 x 512 x 1536 at 190 GFLOP/s, 1.5 us for a parallel call.
+        Target("cpu", "tvm", DType.F32, 50e9, 190e9, 180e9, 2e-6, 2),
+        # The same machine through eager PyTorch: a call costs as much as a small product.
+        Target("torch", "torch", DType.F32, 30e9, 140e9, 20e9, 10e-6, 2),
+        Target("sm_80", "triton", DType.BF16, 1.7e12, 250e12, 15e12, 2.5e-6, 108, arch=80),
         # H100: copy 3.0 TB/s and cuBLAS bf16 about 700 TFLOP/s as measured; 1.8 us for a dependent kernel in a CUDA graph.
-        Target("sm_90", "triton", DType.F32, DType.BF16, 3.0e12, 700e12, 50e12, 1.8e-6, 132, arch=90),
-        Target("sm_100", "triton", DType.F32, DType.BF16, 6.5e12, 1500e12, 60e12, 1.8e-6, 148, arch=100),
+        Target("sm_90", "triton", DType.BF16, 3.0e12, 700e12, 50e12, 1.8e-6, 132, arch=90),
+        Target("sm_100", "triton", DType.BF16, 6.5e12, 1500e12, 60e12, 1.8e-6, 148, arch=100),
     )
 }
 

@@ -1,18 +1,20 @@
 """Versions: an entry point is cut into few versions, each for a range of sizes in which one form of everything is best.
 
 A version is a copy of the entry point and of the layers that it calls, with a *guard* (a condition on the sizes, which the host program
-tests in order) and the form of linear attention fixed: the form decides what may be fused around it, so it comes before fusing.
+tests in order) and the form of linear attention fixed: the form decides what may be fused around it, so it comes before fusing. What the
+forms cost, and where they cross, stays with every version for `ringc explain`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ringc.ir.core import Function, Module
 from ringc.ir.ops.call import Call
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.passes.framework import Pass
-from ringc.passes.schedules.ranges import Version, versions_of
+from ringc.passes.schedules.ranges import Schedule, Version, schedule_of
 from ringc.passes.target import Target
 
 
@@ -24,36 +26,39 @@ class Versions(Pass):
 
     def apply(self, module: Module, target: Target) -> None:
         for entry in [f for f in module.functions.values() if "entry" in f.notes]:
-            for version in versions_of(entry):
-                _copy(module, entry, version)
-            _remove(module, entry)
+            schedule = schedule_of(module, entry, target)
+            for version in schedule.versions:
+                _copy(module, entry, version, schedule)
+            for name in (entry.name, *{op.callee for op in entry.body.ops if isinstance(op, Call)}):
+                module.functions.pop(name, None)
 
 
-def _copy(module: Module, entry: Function, version: Version) -> None:
+def _copy(module: Module, entry: Function, version: Version, schedule: Schedule) -> None:
+    name = f"{entry.name}.{version.name}"
     renamed: dict[str, str] = {}
 
-    def copy(function: Function, name: str, **notes: object) -> None:
+    def copy(function: Function, to: str, **notes: Any) -> None:
         body = function.body.clone()
         for op in body.ops:
             if isinstance(op, LinearAttention):
-                op.form = version.form
+                op.form, op.steepest = version.form, schedule.steepest
             elif isinstance(op, Call):
                 if op.callee not in renamed:
-                    renamed[op.callee] = op.callee.replace(entry.name, name if function is entry else "", 1)
-                    copy(module.functions[op.callee], renamed[op.callee], rows=version.rows)
+                    renamed[op.callee] = name + op.callee.removeprefix(entry.name)
+                    copy(
+                        module.functions[op.callee], renamed[op.callee], rows=version.rows, serves=entry.notes["entry"]
+                    )
                 op.callee = renamed[op.callee]
-        module.add(Function(name, body, **notes))
+        module.add(Function(to, body, **notes))
 
-    notes = {
-        "entry": entry.notes["entry"],
-        "guard": version.guard,
-        "rows": version.rows,
-        "predicted": version.predicted,
-    }
-    copy(entry, f"{entry.name}.{version.name}", **notes)
-
-
-def _remove(module: Module, entry: Function) -> None:
-    called = {op.callee for op in entry.body.ops if isinstance(op, Call)}
-    for name in (entry.name, *called):
-        module.functions.pop(name, None)
+    copy(
+        entry,
+        name,
+        entry=entry.notes["entry"],
+        guard=version.guard,
+        rows=version.rows,
+        serves=entry.notes["entry"],
+        form=version.form,
+        switch=schedule.switch,
+        forms=schedule.costs,
+    )

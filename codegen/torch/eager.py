@@ -7,6 +7,7 @@ sequence is a loop over the segments; everything else is one expression.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import sympy
 
@@ -275,7 +276,7 @@ class EagerWriter:
             self.out("to_end = torch.exp(-slope * (end - first - 1 - j))")
             self.out("held = torch.exp(-slope * (end - first)) * held + (kc * to_end).mT @ vc")
 
-    def segments(self, offsets: str, slots: str | None = None):  # type: ignore[no-untyped-def] # noqa: ANN201
+    def segments(self, offsets: str, slots: str | None = None) -> AbstractContextManager[None]:
         """A loop over the segments, with `start` and `stop`, and the slot of each."""
         pairs = f"enumerate(zip({offsets}[:-1].tolist(), {offsets}[1:].tolist(), strict=True))"
         if slots is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ringc.ir.core import Block, Effect, Env, Level, Op, Value, attr, operands, operation, region, regions
 from ringc.ir.symbols import Dim, add
-from ringc.ir.types import Type
+from ringc.ir.types import TensorType, Type
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ class Call(Op):
     arguments: tuple[Value, ...] = operands()
     callee: str = attr()
     out: tuple[Type, ...] = attr()
-    buffers: tuple[int, ...] = attr(())
+    buffers: tuple[int, ...] = attr(default=())
     effect: ClassVar[Effect] = Effect.WRITES_STATE
     takes_scaled: ClassVar[bool] = True
     levels: ClassVar[frozenset[Level]] = frozenset(Level)
@@ -60,7 +60,8 @@ class RegionOp(Op):
 class Fused(RegionOp):
     """A region that becomes one kernel of a family (`ringc.passes.fuse` says which regions a family takes).
 
-    `implementation` is what `select` chose: a template and its configuration, as in `tvm.recurrent{lanes=16}`.
+    `implementation` is what `select` chose: a template and its configuration, as in `tvm.matmul{rows=8,block=32}`; `seconds` is its
+    predicted time as an expression of the sizes, `workspace` the memory that its kernel wants beside the outputs.
     A state that the body writes is given back as a result and updated in place.
     """
 
@@ -68,6 +69,8 @@ class Fused(RegionOp):
     family: str = attr()
     body: Block = region()
     implementation: str = attr(default="")
+    seconds: str = attr(default="")
+    workspace: tuple[TensorType, ...] = attr(default=())
 
     @property
     def effect(self) -> Effect:  # type: ignore[override]

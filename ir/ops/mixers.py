@@ -109,7 +109,8 @@ class LinearAttention(Composite):
 
     Per segment and head, from the state S in the segment's slot: `S = exp(-slope) S + k^T v; o = scale q S` for each token in turn,
     the new state going back to the slot. q, k, v [N / B, H, D], slopes f32[H] (positive), `state<[P; H, Dk, Dv]>`, slots i32[B],
-    offsets i32[B + 1] -> o [N / B, H, D], state. `form` is chosen by the `versions` pass.
+    offsets i32[B + 1] -> o [N / B, H, D], state. `form` is chosen by the `versions` pass, which also notes the `steepest` slope that the
+    operation is run with in any layer: it decides which forms are numerically safe.
     """
 
     q: Value = operand()
@@ -121,6 +122,7 @@ class LinearAttention(Composite):
     offsets: Value = operand()
     scale: float = attr()
     form: str = attr(default="")
+    steepest: float = attr(default=0.0)
     effect = Effect.WRITES_STATE
 
     def infer(self) -> Sequence[Type]:

@@ -145,7 +145,10 @@ def gather_constants(op: Binary, r: Rewriter) -> None:
 def divide_by_constant(op: Div, r: Rewriter) -> None:
     """`x / c` -> `x * (1/c)`."""
     c = number(op.b)
-    need(op.result.type.dtype.is_float and c != 0 and math.isfinite(c) and math.isfinite(1 / c), "the inverse is no finite number")
+    need(
+        op.result.type.dtype.is_float and c != 0 and math.isfinite(c) and math.isfinite(1 / c),
+        "the inverse is no finite number",
+    )
     r.replace(op, r(Mul(op.a, r(scalar(1 / c, op.result.type.dtype)))))
 
 
@@ -162,7 +165,12 @@ def divide_by_root(op: Div, r: Rewriter) -> None:
 def multiply_by_inverse(op: Mul, r: Rewriter) -> None:
     """`x * (1 / y)` -> `x / y`, where nobody else takes the inverse."""
     for x, inverse in ((op.a, op.b), (op.b, op.a)):
-        if isinstance(inverse.op, Div) and len(inverse.uses) == 1 and is_number(inverse.op.a) and number(inverse.op.a) == 1:
+        if (
+            isinstance(inverse.op, Div)
+            and len(inverse.uses) == 1
+            and is_number(inverse.op.a)
+            and number(inverse.op.a) == 1
+        ):
             r.replace(op, r(Div(x, inverse.op.b)))
             return
     no_match("no inverse")

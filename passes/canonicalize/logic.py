@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+from ringc.ir.core import Op
 from ringc.ir.ops.pointwise import Add, Binary, Cast, Ge, Gt, Le, Lt, Not, Where
+from ringc.ir.ops.shape import Broadcast, Reshape
 from ringc.ir.ops.source import Constant
 from ringc.ir.types import DType
 from ringc.passes.canonicalize.arithmetic import is_number, number
@@ -32,20 +34,30 @@ def negated_comparison(op: Not, r: Rewriter) -> None:
 
 @pattern(Lt)
 def strict_to_weak(op: Lt, r: Rewriter) -> None:
-    """`a < b + 1` -> `a <= b` of integers."""
-    inner = op.b.op
-    need(isinstance(inner, Add) and not op.a.type.dtype.is_float, "no integer one more than another")
-    assert isinstance(inner, Add)
-    need(number(inner.b) == 1, "the difference is not one")
-    r.replace(op, r(Le(op.a, inner.a)))
+    """`a < b + 1` -> `a <= b` of integers; `b + 1` may be reshaped."""
+    need(not op.a.type.dtype.is_float, "no integers")
+    moved = op.b.op
+    more = moved.x.op if isinstance(moved, Reshape) else moved
+    need(isinstance(more, Add), "no integer one more than another")
+    assert isinstance(more, Add)
+    need(number(more.b) == 1, "the difference is not one")
+    r.replace(op, r(Le(op.a, r(Reshape(more.a, moved.shape)) if isinstance(moved, Reshape) else more.a)))
 
 
 @pattern(Where)
 def choice_of_not(op: Where, r: Rewriter) -> None:
-    """`where(not c, a, b)` -> `where(c, b, a)`."""
-    need(isinstance(op.condition.op, Not), "the condition is not negated")
-    assert isinstance(op.condition.op, Not)
-    r.replace(op, r(Where(op.condition.op.x, op.b, op.a)))
+    """`where(not c, a, b)` -> `where(c, b, a)`; the negated condition may be reshaped and repeated."""
+    moves: list[Op] = []
+    condition = op.condition
+    while isinstance(condition.op, Reshape | Broadcast):
+        moves.append(condition.op)
+        condition = condition.op.x
+    need(isinstance(condition.op, Not), "the condition is not negated")
+    assert isinstance(condition.op, Not)
+    plain = condition.op.x
+    for move in reversed(moves):
+        plain = r(move.clone({move.inputs()[0]: plain}))
+    r.replace(op, r(Where(plain, op.b, op.a)))
 
 
 @pattern(Where)

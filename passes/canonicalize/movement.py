@@ -145,7 +145,10 @@ def gather_of_repeat(op: Gather, r: Rewriter) -> None:
     rows, times = (*wide.shape[:2], 1, 1)[:2]
     need(len(wide.shape) >= 2 and isinstance(times, int) and times > 1, "rows are not repeated a known number of times")
     need(flat.shape == (mul(rows, times), *wide.shape[2:]), "the repeats are not merged with the rows")
-    need(wide.x.tensor.rank == len(wide.shape) and wide.x.shape == (rows, 1, *wide.shape[2:]), "not repeated behind the rows")
+    need(
+        wide.x.tensor.rank == len(wide.shape) and wide.x.shape == (rows, 1, *wide.shape[2:]),
+        "not repeated behind the rows",
+    )
     row = r(FloorDiv(op.ids, r(scalar(int(times), op.ids.type.dtype))))
     r.replace(op, r(Gather(r(Reshape(wide.x, (rows, *wide.shape[2:]))), row)))
 

@@ -21,7 +21,14 @@ from ringc.passes.rewrite import apply_rules
 from ringc.passes.target import Target
 
 ROWS = (*gates.RULES[:3], *norms.RULES)
-MIXERS = (*rope.RULES, *attention.RULES, *linear_attention.RULES, *routing.RULES, *experts.RULES, gates.split_gate_and_up)
+MIXERS = (
+    *rope.RULES,
+    *attention.RULES,
+    *linear_attention.RULES,
+    *routing.RULES,
+    *experts.RULES,
+    gates.split_gate_and_up,
+)
 
 
 @dataclass(frozen=True)

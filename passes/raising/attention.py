@@ -88,7 +88,9 @@ def _causal(where: Where) -> tuple[Value, Value]:
     need(is_number(dropped) and number(dropped) <= _NOTHING, "masked scores are not -inf")
     mask = where.condition
     shape = where.result.shape
-    need(len(shape) >= 2 and mask.shape == (shape[0], *[1] * (len(shape) - 2), shape[-1]), "not one mask for each token")
+    need(
+        len(shape) >= 2 and mask.shape == (shape[0], *[1] * (len(shape) - 2), shape[-1]), "not one mask for each token"
+    )
     compared = condition.shape
     need(mask.shape[0] == compared[0] and mask.shape[-1] == compared[-1], "the mask is not tokens by cache rows")
     need(row.shape == (*[1] * (row.tensor.rank - 1), compared[-1]), "rows are not counted along the last axis")
@@ -116,7 +118,10 @@ def _check_heads(view: CacheView, between: list[Dim], rows: Dim, last: tuple[str
     have = [h for h in view.heads(1, rank - 2) for _ in range(int(rows))]
     shared = view.read.pool().shape[1]
     group = len(have) // int(shared)
-    need(have == [a // group for a in range(len(have))] and group * int(shared) == len(have), "heads are shared otherwise")
+    need(
+        have == [a // group for a in range(len(have))] and group * int(shared) == len(have),
+        "heads are shared otherwise",
+    )
 
 
 def _of_tokens(read: StateRead, positions: Value) -> tuple[Value, Value]:

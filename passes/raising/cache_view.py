@@ -86,7 +86,10 @@ def cache_view(value: Value) -> CacheView:
             view = cache_view(op.x)
             old = (1,) * (len(op.shape) - op.x.tensor.rank) + op.x.shape
             kept = ((),) * (len(op.shape) - op.x.tensor.rank) + view.axes
-            return replace(view, axes=tuple(a if n == o else (*a, Atom("g", n)) for a, o, n in zip(kept, old, op.shape, strict=True)))
+            return replace(
+                view,
+                axes=tuple(a if n == o else (*a, Atom("g", n)) for a, o, n in zip(kept, old, op.shape, strict=True)),
+            )
         case Slice():
             chosen = range(op.start, op.stop, op.step)
             return _picked(cache_view(op.x), op.axis, list(chosen))
@@ -137,5 +140,7 @@ def _joined(views: list[CacheView], axis: int) -> CacheView:
     def beside(view: CacheView) -> list[tuple[Atom, ...]]:
         return [tuple(a for a in atoms if a.size != 1) for i, atoms in enumerate(view.axes) if i != axis]
 
-    need(all(v.read is views[0].read and beside(v) == beside(views[0]) for v in views), "parts differ beside their heads")
+    need(
+        all(v.read is views[0].read and beside(v) == beside(views[0]) for v in views), "parts differ beside their heads"
+    )
     return joined

@@ -41,7 +41,10 @@ def linear_attention(op: Scan, r: Rewriter) -> None:
     write = single_user(final)
     need(isinstance(write, StateWrite), "the final state is not written back")
     assert isinstance(write, StateWrite)
-    need(write.state is read.state and write.slots is read.slots, "the state is written to another pool, or to other slots")
+    need(
+        write.state is read.state and write.slots is read.slots,
+        "the state is written to another pool, or to other slots",
+    )
     need(not written_before(r.block, read.state, op), "the pool is written before the scan")
     readers = [u for u in read.state.users() if u not in (read, write)]
     at = r.block.ops.index(op) if readers else 0

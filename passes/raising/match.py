@@ -27,7 +27,11 @@ def look(value: Value, cls: type[AnyOp]) -> AnyOp:
         NoMatch: another operation makes it, or none.
     """
     op = value.op
-    return op if isinstance(op, cls) else no_match(f"%{value.name} is made by {op.name if op else 'nobody'}, not {cls.name}")
+    return (
+        op
+        if isinstance(op, cls)
+        else no_match(f"%{value.name} is made by {op.name if op else 'nobody'}, not {cls.name}")
+    )
 
 
 def either(op: Binary, attempt: Callable[[Value, Value], Found]) -> Found:

@@ -49,7 +49,11 @@ def merge_projections(block: Block) -> int:
 def _is_weight(value: Value) -> bool:
     """A published matrix, or what is made of such alone."""
     op = value.op
-    return isinstance(op, Param | Cast | Concat | Slice | Reshape) and value.tensor.rank == 2 and all(map(_from_params, op.inputs()))
+    return (
+        isinstance(op, Param | Cast | Concat | Slice | Reshape)
+        and value.tensor.rank == 2
+        and all(map(_from_params, op.inputs()))
+    )
 
 
 def _from_params(value: Value) -> bool:

@@ -49,7 +49,10 @@ def _rotation(m: Match, first: Value, second: Value) -> tuple[Value, Value, Valu
 def _angles(r: Rewriter, table: Value, x: Value, pairs: int) -> Value:
     """A table of cosines or sines [N, 1, r/2] (or with one more axis of size 1, where pairs or halves have their own) as [N, r/2]."""
     rows = x.shape[0]
-    need(table.shape in ((rows, 1, pairs), (rows, 1, pairs, 1), (rows, 1, 1, pairs)), f"angles of the shape {list(table.shape)}")
+    need(
+        table.shape in ((rows, 1, pairs), (rows, 1, pairs, 1), (rows, 1, 1, pairs)),
+        f"angles of the shape {list(table.shape)}",
+    )
     return r(Reshape(table, (rows, pairs)))
 
 
@@ -85,7 +88,10 @@ def rope_pairs(op: Reshape, r: Rewriter) -> None:
     need(isinstance(stacked, Concat) and len(stacked.parts) == 2, "not a concatenation of two")
     assert isinstance(stacked, Concat)
     rows, heads, pairs, one = (*stacked.parts[0].shape, 0, 0, 0, 0)[:4]
-    need(stacked.axis == 3 and one == 1 and stacked.result.tensor.rank == 4 and isinstance(pairs, int), "not pairs of channels")
+    need(
+        stacked.axis == 3 and one == 1 and stacked.result.tensor.rank == 4 and isinstance(pairs, int),
+        "not pairs of channels",
+    )
     need(op.shape == (rows, heads, 2 * int(pairs)), "the pairs are not laid side by side")
     first, second = stacked.parts
     r.replace(op, _rotated(op, r, first, second, True))

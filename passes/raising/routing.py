@@ -102,7 +102,10 @@ def _limited(m: Match, x: Value) -> tuple[Value, _Groups]:
     found, group_score = _kept_groups(m, _spread(m, chosen), inverted)
     grouped, top = _group_score(m, group_score)
     *_, count, each = (0, 0, *grouped.shape)
-    need(grouped.tensor.rank == 3 and isinstance(count, int) and isinstance(each, int), "not [N, groups, experts of a group]")
+    need(
+        grouped.tensor.rank == 3 and isinstance(count, int) and isinstance(each, int),
+        "not [N, groups, experts of a group]",
+    )
     biased = _through_reshapes(m, grouped)
     need(_through_reshapes(m, kept) is biased, "the masked scores are not those that the groups were chosen by")
     need(biased.shape == x.shape and biased.tensor.rank == 2, "the groups are not runs of experts")
@@ -127,15 +130,15 @@ def _scores_and_mask(kept: Value, mask: Value) -> tuple[Value, Value]:
 
 def _spread(m: Match, mask: Value) -> Value:
     """The mask of groups [N, G] that a mask of [N, G, 1], or of each group's experts, is made of."""
-    value = mask
-    while isinstance(value.op, Reshape | Broadcast):
+    value, by_expert = mask, False
+    while isinstance(value.op, Reshape | Broadcast | Cast):
         op = m.take(value, type(value.op))
         if isinstance(op, Broadcast):
             # Copies must run along the experts of a group: [N, G, 1] to [N, G, E/G].
             need(op.x.tensor.rank == 3 and op.shape[:2] == op.x.shape[:2] and op.x.shape[2] == 1, "not one choice for each group")
+            by_expert = True
         value = op.inputs()[0]
     need(value.tensor.rank == 2, "not one choice for each group")
-    by_expert = isinstance(mask.op, Reshape) and isinstance(mask.op.x.op, Broadcast)
     need(by_expert or mask.shape[:2] == value.shape[:2], "the mask of groups lies along another axis")
     return value
 
@@ -172,11 +175,17 @@ def _best_by_value(m: Match, best: Value, score: Value) -> _Groups:
         return _Groups(keep=1)
     last = m.take(best, Slice) if isinstance(best.op, Slice) else None
     ranked = m.take(best if last is None else last.x, TopK)
-    need((ranked.results[0] is (best if last is None else last.x)) and ranked.x is score, "not compared with ranked scores")
+    need(
+        (ranked.results[0] is (best if last is None else last.x)) and ranked.x is score,
+        "not compared with ranked scores",
+    )
     if last is None:
         need(ranked.k == 1, "compared with more than one score")
     else:
-        need((last.axis, last.start, last.stop) == (1, ranked.k - 1, ranked.k), "not compared with the last of the best scores")
+        need(
+            (last.axis, last.start, last.stop) == (1, ranked.k - 1, ranked.k),
+            "not compared with the last of the best scores",
+        )
     return _chosen_groups(ranked, "groups")
 
 
@@ -186,7 +195,11 @@ def _truth(m: Match, mask: Value) -> Value:
         op = mask.op
         if isinstance(op, Cast):
             mask = m.take(mask, Cast).x
-        elif isinstance(op, Lt | Le) and is_number(op.a) and (0 <= number(op.a) < 1 if isinstance(op, Lt) else 0 < number(op.a) <= 1):
+        elif (
+            isinstance(op, Lt | Le)
+            and is_number(op.a)
+            and (0 <= number(op.a) < 1 if isinstance(op, Lt) else 0 < number(op.a) <= 1)
+        ):
             m.found[op] = None
             mask = op.b
         elif isinstance(op, Eq) and is_number(op.b) and number(op.b) == 1:
@@ -212,7 +225,11 @@ def _one_hot(m: Match, value: Value) -> TopK:
     need(look(without_units(groups), Iota).length == count, "not compared with every group")
     compared = equal.result.shape
     if reduction.axes == (1,):
-        fits = compared == (n, keep, count) and ids.shape == (n, keep, 1) and groups.shape in ((count,), (1, count), (1, 1, count))
+        fits = (
+            compared == (n, keep, count)
+            and ids.shape == (n, keep, 1)
+            and groups.shape in ((count,), (1, count), (1, 1, count))
+        )
     else:
         fits = reduction.axes == (2,) and compared == (n, count, keep) and ids.shape == (n, 1, keep)
         fits = fits and groups.shape in ((count, 1), (1, count, 1))

@@ -1,93 +1,95 @@
-"""The implementations of each kernel family on each back end."""
+"""The implementations of each kernel family on each back end, with what they cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import sympy
-
 from ringc.errors import CodegenError
 from ringc.ir.core import Block
+from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.mixers import LinearAttention
-from ringc.passes.schedules.model import Candidate, Rows
-from ringc.passes.schedules.ranges import FEW
+from ringc.passes.schedules import linear_attention, products
+from ringc.passes.schedules.model import Candidate, Rows, roofline
 from ringc.passes.target import Target
 
 
 def candidates(family: str, body: Block, rows: Rows, target: Target) -> list[Candidate]:
-    """The implementations that a region of a family can have, best first by rule.
+    """The implementations that a region of a family can have.
 
     Raises:
         CodegenError: the target has none.
     """
-    choices = _CHOICES[target.backend]
-    if family not in choices:
-        raise CodegenError(f"target {target.name} has no kernels of family {family}")
-    return [Candidate(i, sympy.Integer(0)) for i in choices[family](body, rows)]
+    if family not in _FAMILIES:
+        raise CodegenError(f"there is no kernel family {family}")
+    return _FAMILIES[family](body, rows, target)
 
 
-Choice = Callable[[Block, Rows], list[str]]
+def typical_sizes(rows: Rows, entry: str) -> dict[str, int]:
+    """Sizes that stand for a version when costs are compared: one sequence in prefill, one token of each sequence in decode."""
+    tokens = rows[1] // 2 or 1 if rows[1] else max(512, rows[0])
+    sequences = tokens if entry == "decode" else 1
+    return {"N": tokens, "B": sequences, "R": sequences, "P": sequences, "S": 4096}
 
 
-def _always(*implementations: str) -> Choice:
-    return lambda _body, _rows: list(implementations)
+def _rows(template: str) -> Callable[[Block, Rows, Target], list[Candidate]]:
+    """Row kernels and routing: bound by traffic. Waking a second thread costs more than a few rows take."""
+
+    def choose(body: Block, rows: Rows, target: Target) -> list[Candidate]:
+        seconds = roofline(target, products.flops_of(body), region_bytes(body), rate=target.vector_rate, bandwidth=0.8)
+        if target.backend != "tvm":
+            return [_plain(target, template, seconds)]
+        parallel = int(not 0 < rows[1] <= 16)
+        return [Candidate(f"tvm.{template}{{parallel={parallel}}}", seconds)]
+
+    return choose
 
 
-def _tvm_row(_: Block, rows: Rows) -> list[str]:
-    # Waking a second thread costs 1 us when it spins and 60 us when it sleeps: a few rows are done before it is there.
-    return [f"tvm.row{{parallel={int(not _few(rows))}}}"]
+def _dense(body: Block, _: Rows, target: Target) -> list[Candidate]:
+    return products.dense(body, target)
 
 
-def _tvm_product(_: Block, rows: Rows) -> list[str]:
-    # One row streams the weight at full bandwidth; from there on tiles of 8 rows serve everything, prefill too.
-    return [f"tvm.matmul{{rows={1 if rows[1] == 1 else 8},block=32}}"]
+def _grouped(body: Block, _: Rows, target: Target) -> list[Candidate]:
+    return products.grouped(body, target)
 
 
-def _tvm_grouped(_: Block, rows: Rows) -> list[str]:
-    return ["tvm.grouped_few{block=32}" if _few(rows) else "tvm.grouped_tiled{rows=8,block=32}"]
-
-
-def _tvm_linear_attention(body: Block, _: Rows) -> list[str]:
+def _linear_attention(body: Block, _: Rows, target: Target) -> list[Candidate]:
     (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
-    return ["tvm.linear_chunked{chunk=16}" if mixer.form == "chunked" else "tvm.linear_recurrent"]
+    form = linear_attention.forms(problem_of(mixer), target)[mixer.form or "recurrent"]
+    if form.illegal:
+        raise CodegenError(f"linear attention can't be {mixer.form} here: {form.illegal}")
+    return [form]
 
 
-def _tvm_route(_: Block, rows: Rows) -> list[str]:
-    return [f"tvm.route{{parallel={int(not _few(rows))}}}"]
+def problem_of(mixer: LinearAttention) -> linear_attention.Problem:
+    """What the scheduler has to know of an operation."""
+    heads, dk = (int(d) for d in mixer.q.shape[1:])
+    return linear_attention.Problem(heads, dk, int(mixer.v.shape[2]), mixer.q.type.dtype.bytes, mixer.steepest)
 
 
-def _triton_linear_attention(body: Block, _: Rows) -> list[str]:
-    (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
-    return [f"triton.linear_{mixer.form or 'recurrent'}"]
+def _attention(body: Block, rows: Rows, target: Target) -> list[Candidate]:
+    seconds = roofline(
+        target, products.flops_of(body), region_bytes(body), rate=0.5 * target.matrix_rate, bandwidth=0.8
+    )
+    if target.backend != "triton":
+        return [_plain(target, "attention", seconds)]
+    return [Candidate("triton.attention_decode" if 0 < rows[1] <= 16 else "triton.attention_prefill", seconds)]
 
 
-def _triton_attention(_: Block, rows: Rows) -> list[str]:
-    return ["triton.attention_decode" if _few(rows) else "triton.attention_prefill"]
+def _sort(body: Block, _: Rows, target: Target) -> list[Candidate]:
+    return [_plain(target, "sort", roofline(target, 0, region_bytes(body), rate=1.0, bandwidth=0.1))]
 
 
-def _few(rows: Rows) -> bool:
-    return 0 < rows[1] <= FEW
+def _plain(target: Target, template: str, seconds: object) -> Candidate:
+    name = "torch.eager" if target.backend == "torch" else f"{target.backend}.{template}"
+    return Candidate(name, seconds)
 
 
-_CHOICES: dict[str, dict[str, Choice]] = {
-    "tvm": {
-        "row": _tvm_row,
-        "matmul": _tvm_product,
-        "grouped": _tvm_grouped,
-        "linear_attention": _tvm_linear_attention,
-        "attention": _always("tvm.attention"),
-        "route": _tvm_route,
-        "sort": _always("tvm.sort"),
-    },
-    "triton": {
-        "row": _always("triton.row"),
-        "matmul": _always("triton.matmul"),
-        "grouped": _always("triton.grouped"),
-        "linear_attention": _triton_linear_attention,
-        "attention": _triton_attention,
-        "route": _always("triton.route"),
-        "sort": _always("triton.sort"),
-    },
+_FAMILIES: dict[str, Callable[[Block, Rows, Target], list[Candidate]]] = {
+    "row": _rows("row"),
+    "matmul": _dense,
+    "grouped": _grouped,
+    "linear_attention": _linear_attention,
+    "attention": _attention,
+    "route": _rows("route"),
+    "sort": _sort,
 }
-_CHOICES["torch"] = dict.fromkeys(_CHOICES["tvm"], _always("torch.eager"))
-"""Back end -> family -> implementations."""

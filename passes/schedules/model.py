@@ -7,11 +7,13 @@ template reaches of the target's rates is one number in its scheduler, measured,
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sympy
 
 from ringc.ir.symbols import Dim, symbol
+from ringc.ir.types import TensorType
 from ringc.passes.target import Target
 
 Rows = tuple[int, int]
@@ -25,50 +27,57 @@ class Candidate:
     """One implementation of a region.
 
     `seconds` is its predicted time as an expression of the sizes; `illegal` says why it may not be used here, if so: a form that is
-    numerically unsafe is illegal, not merely slow.
+    numerically unsafe is illegal, not merely slow. `workspace` is the memory that its kernel wants beside the outputs.
     """
 
     implementation: str
     seconds: sympy.Expr
     illegal: str = ""
-    workspace: tuple[object, ...] = ()
-
-    def at(self, sizes: dict[str, int]) -> float:
-        """Predicted seconds for these sizes."""
-        known = {s.name: sizes[s.name] for s in self.seconds.free_symbols if isinstance(s, sympy.Symbol)}
-        return float(self.seconds.subs({symbol(k): v for k, v in known.items()}))
+    workspace: tuple[TensorType, ...] = ()
 
 
-def roofline(target: Target, flops: Dim, moved: Dim, *, rate: float, bandwidth: float = 1.0, launches: int = 1) -> sympy.Expr:
+def at(seconds: sympy.Expr, sizes: Mapping[str, int]) -> float:
+    """Predicted seconds for these sizes."""
+    return float(seconds.subs({symbol(k): v for k, v in sizes.items()}))
+
+
+def roofline(
+    target: Target, flops: Dim, moved: Dim, *, rate: float, bandwidth: float = 1.0, launches: int = 1
+) -> sympy.Expr:
     """Seconds for so much work and traffic at `rate` operations per second and this share of the target's bandwidth."""
     work = sympy.sympify(flops) / sympy.Float(rate)
     traffic = sympy.sympify(moved) / sympy.Float(target.bandwidth * bandwidth)
-    return sympy.Max(work, traffic) + sympy.Float(launches * target.launch)
+    return longer(work, traffic) + sympy.Float(launches * target.launch)
 
 
-def crossover(first: Candidate, second: Candidate, variable: str, sizes: dict[str, int], limit: int = 1 << 20) -> int | None:
+def longer(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    """max(a, b), unevaluated: sympy would try to prove which is larger, at milliseconds a try."""
+    return sympy.Max(a, b, evaluate=False)
+
+
+def crossover(
+    first: sympy.Expr, second: sympy.Expr, variable: str, sizes: Mapping[str, int], limit: int = 1 << 20
+) -> int | None:
     """The least value of a size from which `second` costs less than `first`, the other sizes being given.
 
     Costs are piecewise linear and cross at most once in the range that matters, so doubling and then halving finds the place. None when
     `second` costs more up to `limit`.
     """
-
-    def gain(value: int) -> float:
-        at = {**sizes, variable: value}
-        return first.at(at) - second.at(at)
+    gain = (first - second).subs({symbol(k): v for k, v in sizes.items()})
+    difference = sympy.lambdify([symbol(variable)], gain, modules=["math", {"Max": max, "Min": min}])
 
     high = 1
-    while gain(high) <= 0:
+    while difference(high) <= 0:
         high *= 2
         if high > limit:
             return None
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if gain(middle) > 0 else (middle, high)
+        low, high = (low, middle) if difference(middle) > 0 else (middle, high)
     return high
 
 
 def parse_config(implementation: str) -> list[tuple[str, int]]:
-    """The numbers of an implementation's configuration: `tvm.matmul_few{rows=1,block=32}` has rows and block."""
+    """The numbers of an implementation's configuration: `tvm.matmul{rows=1,block=32}` has rows and block."""
     return [(k, int(v)) for k, v in re.findall(r"(\w+)=(\d+)", implementation)]

@@ -1,14 +1,20 @@
-"""Into which versions an entry point is cut."""
+"""Into which versions an entry point is cut: the crossovers of the schedulers, as guards on the sizes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ringc.ir.core import Function
+from ringc.ir.core import Function, Module, Value
+from ringc.ir.ops.call import Call
+from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.source import Constant
+from ringc.passes.schedules.candidates import problem_of
+from ringc.passes.schedules.linear_attention import Problem, forms, switch_length
 from ringc.passes.schedules.model import Rows
+from ringc.passes.target import Target
 
 FEW = 16
-"""Up to this many rows a product is bound by reading its weight, and one kernel that streams it serves them all."""
+"""Up to this many rows a product is bound by reading its weight."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +25,57 @@ class Version:
     guard: str
     rows: Rows
     form: str
-    predicted: float = 0.0
 
 
-def versions_of(entry: Function) -> list[Version]:
+@dataclass(frozen=True)
+class Schedule:
+    """How an entry point is cut, and why: the forms' costs as text, and the length from which the chunked one wins (None: never)."""
+
+    versions: tuple[Version, ...]
+    costs: tuple[tuple[str, str, str], ...]
+    switch: int | None
+    steepest: float
+
+
+def schedule_of(module: Module, entry: Function, target: Target) -> Schedule:
     """The versions of an entry point, the most special first; the last has no guard."""
+    problem = _mixer(module, entry)
+    costs = () if problem is None else tuple((n, str(c.seconds), c.illegal) for n, c in forms(problem, target).items())
+    switch = None if problem is None else switch_length(problem, target)
+    steepest = problem.steepest if problem else 0.0
     few, many = (1, FEW), (FEW + 1, 0)
     if entry.notes["entry"] == "decode":
-        return [
-            Version("one", "N <= 1", (1, 1), "recurrent"),
-            Version("few", f"N <= {FEW}", (2, FEW), "recurrent"),
-            Version("many", "", many, "recurrent"),
-        ]
-    return [Version("short", f"N <= {FEW}", few, "recurrent"), Version("long", "", many, "chunked")]
+        found = [Version("one", "N <= 1", (1, 1), "recurrent"), Version("few", f"N <= {FEW}", (2, FEW), "recurrent")]
+        return Schedule((*found, Version("many", "", many, "recurrent")), costs, switch, steepest)
+    found = [Version("short", f"N <= {FEW}", few, "recurrent" if switch is None or switch > FEW // 2 else "chunked")]
+    if problem is None or switch is None:
+        return Schedule((*found, Version("long", "", many, "recurrent")), costs, switch, steepest)
+    # Many short sequences: as many rows as in a long prompt, but each too short for blocks.
+    found.append(Version("brief", f"N < {switch} * B", many, "recurrent"))
+    return Schedule((*found, Version("long", "", many, "chunked")), costs, switch, steepest)
+
+
+def _mixer(module: Module, entry: Function) -> Problem | None:
+    """The linear attention of an entry point (all layers have the same sizes), with the steepest slope of all layers."""
+    found: Problem | None = None
+    steepest = 0.0
+    for function, arguments in _functions(module, entry):
+        for op in function.body.ops:
+            if isinstance(op, LinearAttention):
+                table = arguments.get(op.slopes, op.slopes).op
+                # Slopes that aren't known might be anything: only a form that is safe for all of them is.
+                steepest = max(steepest, max(map(float, table.value)) if isinstance(table, Constant) else float("inf"))
+                found = problem_of(op)
+    if found is None:
+        return None
+    return Problem(found.heads, found.dk, found.dv, found.element, steepest)
+
+
+def _functions(module: Module, entry: Function) -> list[tuple[Function, dict[Value, Value]]]:
+    """The entry point and each call of it, with what the callee's arguments are there."""
+    found: list[tuple[Function, dict[Value, Value]]] = [(entry, {})]
+    for op in entry.body.ops:
+        if isinstance(op, Call):
+            callee = module.functions[op.callee]
+            found.append((callee, dict(zip(callee.body.args, op.arguments, strict=True))))
+    return found

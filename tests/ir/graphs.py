@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from hypothesis import strategies as st
@@ -20,6 +20,14 @@ FLOATS = (DType.F32, DType.BF16, DType.F16, DType.F64)
 INTS = (DType.I32, DType.I64)
 
 T = TypeVar("T")
+
+
+class Draw(Protocol):
+    """hypothesis' `draw`, of a composite strategy or of `st.data()`."""
+
+    def __call__(self, strategy: st.SearchStrategy[T], /) -> T: ...
+
+
 Fill = Callable[[tuple[int, ...], dict[str, int], torch.Generator], torch.Tensor]
 """Makes an operand's content: (shape, sizes, generator) -> tensor."""
 
@@ -35,7 +43,7 @@ def sizes(draw: st.DrawFn) -> dict[str, int]:
 class Graph:
     """A block in the making. Operands that a strategy asks for become arguments, or, if `reuse`, values of that type made before."""
 
-    draw: st.DrawFn
+    draw: Draw
     reuse: bool = False
     block: Block = field(default_factory=Block)
     fills: dict[Value, Fill] = field(default_factory=dict)
@@ -46,7 +54,7 @@ class Graph:
         """An operand of this type; `fill` says what its content must be, if not any numbers."""
         if self.reuse and fill is None:
             made = [v for v in (*self.block.args, *(r for op in self.block.ops for r in op.results)) if v.type == type]
-            if made and self.draw(st.booleans()):
+            if made and self.flag():
                 return self.draw(st.sampled_from(made))
         arg = self.block.add_arg(type, self.draw(names()))
         self.fills[arg] = fill or anything(type.dtype)
@@ -60,6 +68,9 @@ class Graph:
 
     def pick(self, *choices: T) -> T:
         return self.draw(st.sampled_from(choices))
+
+    def flag(self) -> bool:
+        return self.draw(st.booleans())
 
     def integer(self, low: int, high: int) -> int:
         return self.draw(st.integers(low, high))
@@ -82,7 +93,7 @@ class Graph:
     def broadcastable(self, type: TensorType, dtype: DType | None = None) -> TensorType:
         """A type that broadcasts to `type`."""
         shape = tuple(self.pick(d, d, 1) for d in type.shape)
-        cut = self.integer(0, len(shape)) if self.draw(st.booleans()) else 0
+        cut = self.integer(0, len(shape)) if self.flag() else 0
         return TensorType(dtype or type.dtype, shape[cut:])
 
     def inputs(self, values: dict[str, int]) -> list[torch.Tensor]:

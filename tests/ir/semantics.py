@@ -99,7 +99,7 @@ def scatter_add(op: Any, given: Given, x: Array, ids: Array) -> Array:
 def topk(op: Any, given: Given, x: Array) -> tuple[Array, Array]:
     values, positions = np.empty((*x.shape[:-1], op.k)), np.empty((*x.shape[:-1], op.k), dtype=np.int32)
     for at in np.ndindex(x.shape[:-1]):
-        best = sorted(range(x.shape[-1]), key=lambda j: (-x[at][j], j))[: op.k]  # noqa: B023 - used at once
+        best = sorted(range(x.shape[-1]), key=lambda j: (-x[at][j], j))[: op.k]
         positions[at], values[at] = best, x[at][best]
     return values, positions
 
@@ -112,12 +112,16 @@ def sort_by_key(op: Any, given: Given, keys: Array) -> tuple[Array, Array, Array
 
 def matmul(op: Any, given: Given, a: Array, b: Array) -> Array:
     spec = "...nk" if op.transpose_b else "...kn"
-    return np.einsum(f"...mk,{spec}->...mn", a, b)
+    made: Array = np.einsum(f"...mk,{spec}->...mn", a, b)
+    return made
 
 
 def segment_matmul(op: Any, given: Given, x: Array, w: Array, offsets: Array) -> Array:
     owner = segment_ids(op, given, offsets)
-    return np.array([w[e] @ row for e, row in zip(owner, x, strict=True)]).reshape(len(x), w.shape[1])
+    made = np.empty((len(x), w.shape[1]))
+    for r, e in enumerate(owner):
+        made[r] = w[e] @ x[r]
+    return made
 
 
 def state_read(op: Any, given: Given, state: Array, slots: Array) -> Array:
@@ -141,13 +145,13 @@ def state_append(op: Any, given: Given, state: Array, slots: Array, positions: A
 
 
 def rms_norm(op: Any, given: Given, x: Array, weight: Array | None = None) -> Array:
-    made = x / np.sqrt((x**2).sum(-1, keepdims=True) / x.shape[-1] + op.eps)
+    made: Array = x / np.sqrt((x**2).sum(-1, keepdims=True) / x.shape[-1] + op.eps)
     return made if weight is None else made * weight
 
 
 def softmax(op: Any, given: Given, x: Array) -> Array:
-    e = np.exp(x)
-    return e / e.sum(-1, keepdims=True)
+    made: Array = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    return made
 
 
 def rope(op: Any, given: Given, x: Array, cos: Array, sin: Array) -> Array:
@@ -172,10 +176,10 @@ def route(op: Any, given: Given, logits: Array, bias: Array | None = None) -> tu
         b = p if bias is None else [x + y for x, y in zip(p, bias, strict=True)]
         groups = [b[i * each : (i + 1) * each] for i in range(op.groups)]
         score = [sum(sorted(group, reverse=True)[: op.group_top]) for group in groups]
-        best = sorted(range(op.groups), key=lambda i: (-score[i], i))[: op.keep]  # noqa: B023 - used at once
+        best = sorted(range(op.groups), key=lambda i: (-score[i], i))[: op.keep]
         if op.keep < op.groups:
             b = [x if e // each in best else op.dropped for e, x in enumerate(b)]
-        chosen = sorted(range(count), key=lambda e: (-b[e], e))[: op.top_k]  # noqa: B023 - used at once
+        chosen = sorted(range(count), key=lambda e: (-b[e], e))[: op.top_k]
         total = sum(p[e] for e in chosen) + op.eps if op.normalize else 1.0
         ids[token], weights[token] = chosen, [op.factor * p[e] / total for e in chosen]
     return ids, weights
@@ -221,7 +225,7 @@ def scan(op: Any, given: Given, initial: Array, *rest: Array) -> list[Array]:
     count = len(op.xs)
     xs, constants, offsets = rest[:count], rest[count:-1], rest[-1]
     final, ys = initial.copy(), [np.empty(given.shape(r.shape)) for r in op.results[1:]]
-    for b, t in ((b, t) for b in range(len(initial)) for t in range(offsets[b], offsets[b + 1])):
+    for t, b in enumerate(segment_ids(op, given, offsets)):
         final[b], *row = run_body(op.body, given, [final[b], *(x[t] for x in xs), *constants])
         for y, value in zip(ys, row, strict=True):
             y[t] = value

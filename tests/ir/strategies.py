@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import strategies as st
 
 from ringc.ir.core import Block, Op, Value
@@ -47,7 +49,7 @@ from ringc.ir.ops.scan import Scan
 from ringc.ir.ops.shape import Broadcast, Concat, Pack, Reshape, Slice, Transpose
 from ringc.ir.ops.source import Constant, Iota, Param, SegmentIds, Weight
 from ringc.ir.ops.state import StateAppend, StateRead, StateWrite
-from ringc.ir.symbols import Dim, Shape, add, mul, product
+from ringc.ir.symbols import Dim, Shape, mul, product
 from ringc.ir.types import DType, Layout, Quant, StateType, TensorType, Type
 from tests.ir.graphs import (
     INTS,
@@ -60,7 +62,6 @@ from tests.ir.graphs import (
     S,
     Strategy,
     any_slots,
-    anything,
     below,
     counting,
     distinct_below,
@@ -78,25 +79,25 @@ I32, F32, BOOL = DType.I32, DType.F32, DType.BOOL
 # -- arithmetic
 
 
-def unary(cls: type[Unary], fill: Fill | None = None) -> Strategy:
+def unary(cls: Callable[[Value], Unary], fill: Fill | None = None) -> Strategy:
     def make(g: Graph) -> Op:
         return cls(g.value(g.tensor(), fill))
 
     return make
 
 
-def binary(cls: type[Binary], dtypes: tuple[DType, ...] = (), divisor: bool = False) -> Strategy:
+def binary(cls: Callable[[Value, Value], Binary], dtypes: tuple[DType, ...] = (), divisor: bool = False) -> Strategy:
     def make(g: Graph) -> Op:
         t = g.tensor(g.pick(*dtypes) if dtypes else g.pick(g.dtype(), *INTS))
         both = [t, g.broadcastable(t)]
-        if g.draw(st.booleans()):
+        if g.flag():
             both.reverse()
         return cls(g.value(both[0]), g.value(both[1], nonzero(t.dtype) if divisor else None))
 
     return make
 
 
-def logical(cls: type[And] | type[Or]) -> Strategy:
+def logical(cls: type[And | Or]) -> Strategy:
     def make(g: Graph) -> Op:
         t = g.tensor(BOOL)
         return cls(g.value(t), g.value(g.broadcastable(t)))
@@ -120,15 +121,15 @@ def reshape(g: Graph) -> Op:
     shape = list(g.shape(1, 4))
     target: list[Dim] = []
     for d in shape:  # split known axes, merge neighbours, add axes of size 1
-        if d == 8 and g.draw(st.booleans()):
+        if d == 8 and g.flag():
             target += g.pick((2, 4), (4, 2), (2, 2, 2))
-        elif target and g.draw(st.booleans()):
+        elif target and g.flag():
             target[-1] = mul(target[-1], d)
         else:
             target.append(d)
         if g.integer(0, 4) == 0:
             target.append(1)
-    if g.draw(st.booleans()):
+    if g.flag():
         shape, target = target, shape
     return Reshape(g.value(TensorType(g.dtype(), tuple(shape))), tuple(target))
 
@@ -178,7 +179,7 @@ def param(g: Graph) -> Op:
 
 def weight(g: Graph) -> Op:
     t = TensorType(g.dtype(), g.pick((), (3,), (4, 2)))
-    if g.reuse and g.draw(st.booleans()):
+    if g.reuse and g.flag():
         t = TensorType(DType.F8E4M3, (128, 256), None, Quant((128, 128), F32), Layout(((0, 16),)))
     return Weight(g.pick("layers.0.qkv", 'odd "key"'), t)
 
@@ -202,7 +203,7 @@ def segment_ids(g: Graph) -> Op:
 # -- reductions
 
 
-def reduction(cls: type[Sum] | type[Max] | type[Mean]) -> Strategy:
+def reduction(cls: type[Sum | Max | Mean]) -> Strategy:
     def make(g: Graph) -> Op:
         # The largest of no elements is nothing, so the axes of a `max` are known.
         shape = tuple(g.pick(1, 2, 5) for _ in range(g.integer(1, 4))) if cls is not Sum else g.shape(1, 4)
@@ -210,7 +211,7 @@ def reduction(cls: type[Sum] | type[Max] | type[Mean]) -> Strategy:
         if 0 not in axes:
             shape = (g.dim(), *shape[1:])
         dtype = g.dtype() if cls is Mean else g.pick(g.dtype(), *INTS)
-        made: Reduction = cls(g.value(TensorType(dtype, shape, g.pick(None, B))), axes, g.draw(st.booleans()))
+        made: Reduction = cls(g.value(TensorType(dtype, shape, g.pick(None, B))), axes, g.flag())
         return made
 
     return make
@@ -257,7 +258,7 @@ def sort_by_key(g: Graph) -> Op:
 
 def matmul(g: Graph) -> Op:
     dtype, (m, k, n) = g.dtype(), (g.dim(), g.pick(1, 3, 8), g.dim())
-    batch, transposed = g.shape(0, 2), g.draw(st.booleans())
+    batch, transposed = g.shape(0, 2), g.flag()
     b = (n, k) if transposed else (k, n)
     return MatMul(
         g.value(TensorType(dtype, (*batch, m, k))),
@@ -307,7 +308,7 @@ def state_append(g: Graph) -> Op:
 
 def rms_norm(g: Graph) -> Op:
     t = TensorType(g.dtype(), (*g.shape(0, 2), g.pick(1, 5, 8)))
-    weight = g.value(TensorType(t.dtype, t.shape[-1:])) if g.draw(st.booleans()) else None
+    weight = g.value(TensorType(t.dtype, t.shape[-1:])) if g.flag() else None
     return RmsNorm(g.value(t), weight, g.pick(1e-6, 1e-20, 0.1, 1.0))
 
 
@@ -319,7 +320,7 @@ def rope(g: Graph) -> Op:
     dtype, half = g.dtype(), g.integer(1, 3)
     angles = TensorType(dtype, (N, half))
     x = TensorType(dtype, (N, g.integer(1, 2), 2 * half + g.integer(0, 3)), g.pick(None, B))
-    return Rope(g.value(x), g.value(angles), g.value(angles), g.draw(st.booleans()))
+    return Rope(g.value(x), g.value(angles), g.value(angles), g.flag())
 
 
 def route(g: Graph) -> Op:
@@ -328,14 +329,14 @@ def route(g: Graph) -> Op:
     logits = TensorType(F32, (N, groups * each))
     return Route(
         g.value(logits),
-        g.value(TensorType(F32, (groups * each,))) if g.draw(st.booleans()) else None,
+        g.value(TensorType(F32, (groups * each,))) if g.flag() else None,
         top_k=g.integer(1, keep * each),
         score=g.pick("sigmoid", "softmax"),
         groups=groups,
         keep=keep,
         group_top=g.integer(1, each),
         dropped=g.pick(float("-inf"), 0.0),
-        normalize=g.draw(st.booleans()),
+        normalize=g.flag(),
         eps=g.pick(1e-20, 0.0, 1e-6),
         factor=g.pick(1.0, 2.5),
     )
@@ -377,7 +378,7 @@ def linear_attention(g: Graph) -> Op:
 
 def scan(g: Graph) -> Op:
     dtype, at = g.dtype(), TensorType(I32, (B + 1,))
-    if g.draw(st.booleans()):  # a running sum of x * factor, with two outputs a row
+    if g.flag():  # a running sum of x * factor, with two outputs a row
         state, row = TensorType(dtype, (B, 2)), TensorType(dtype, (2,))
 
         def write(body: Block) -> list[Value]:
@@ -391,9 +392,9 @@ def scan(g: Graph) -> Op:
         return Scan(g.value(state), xs, (g.value(TensorType(dtype)),), g.value(at, offsets(N)), body)
     qk, v = TensorType(dtype, (N, 2, 3), B), TensorType(dtype, (N, 2, 2), B)
     body = recurrence_body(2, 3, 2, F32, dtype, 0.5)
-    xs = (g.value(qk), g.value(qk), g.value(v))
+    qkv = (g.value(qk), g.value(qk), g.value(v))
     decay = g.value(TensorType(F32, (2, 1, 1)))
-    return Scan(g.value(TensorType(F32, (B, 2, 3, 2))), xs, (decay,), g.value(at, offsets(N)), body)
+    return Scan(g.value(TensorType(F32, (B, 2, 3, 2))), qkv, (decay,), g.value(at, offsets(N)), body)
 
 
 def _body(g: Graph, write_state: bool) -> tuple[list[Type], Block]:
@@ -426,30 +427,29 @@ def fused(g: Graph) -> Op:
     if g.integer(0, 3) == 0:  # a scaled value, only passed on
         t = TensorType(DType.F8E4M3, (N, 256), quant=Quant((1, 128), F32), layout=g.pick(Layout(), Layout(((1, 16), (0, 4)))))
         return Fused((g.value(t),), "row", region([t], lambda body: body.args))
-    types, body = _body(g, g.draw(st.booleans()))
+    types, body = _body(g, g.flag())
     return Fused(_arguments(g, types), g.pick("row", "matmul"), body, g.pick("", "tvm.recurrent{lanes=16}"))
 
 
 def alternatives(g: Graph) -> Op:
-    types, body = _body(g, g.draw(st.booleans()))
+    types, body = _body(g, g.flag())
     ways = [body.clone() for _ in range(g.integer(1, 3))]
     return Alternatives(_arguments(g, types), tuple(f"way {i}" for i in range(len(ways))), tuple(ways))
 
 
 def _function(g: Graph) -> tuple[tuple[Value, ...], str, tuple[Type, ...]]:
-    types, body = _body(g, g.draw(st.booleans()))
+    types, body = _body(g, g.flag())
     name = f"f{len(g.bodies)}.body"
     g.bodies[name] = body
     return _arguments(g, types), name, tuple(v.type for v in body.outputs)
 
 
-def call(g: Graph) -> Op:
-    return Call(*_function(g))
+def running(cls: type[Call | Launch]) -> Strategy:
+    def make(g: Graph) -> Op:
+        arguments, name, out = _function(g)
+        return cls(arguments, name, out, g.pick((), tuple(range(-1, len(out) - 1))))
 
-
-def launch(g: Graph) -> Op:
-    arguments, name, out = _function(g)
-    return Launch(arguments, name, out, g.pick((), tuple(range(-1, len(out) - 1))))
+    return make
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -459,7 +459,7 @@ STRATEGIES: dict[str, Strategy] = {
     "and": logical(And),
     "attention": attention,
     "broadcast": broadcast,
-    "call": call,
+    "call": running(Call),
     "cast": cast,
     "concat": concat,
     "constant": constant,
@@ -473,7 +473,7 @@ STRATEGIES: dict[str, Strategy] = {
     "ge": binary(Ge),
     "gt": binary(Gt),
     "iota": iota,
-    "launch": launch,
+    "launch": running(Launch),
     "le": binary(Le),
     "linear_attention": linear_attention,
     "log": unary(Log, positive),

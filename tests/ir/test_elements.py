@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ POISON = -(2**40)
 class TorchElements:
     """`Elements` on torch tensors: an expression holds its values at all indices at once."""
 
-    functions: dict[str, Callable[..., Any]] = {
+    functions: ClassVar[dict[str, Callable[..., Any]]] = {
         "neg": torch.neg, "abs": torch.abs, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "rsqrt": torch.rsqrt,
         "sigmoid": torch.sigmoid, "cos": torch.cos, "sin": torch.sin, "not": torch.logical_not, "add": torch.add,
         "sub": torch.sub, "mul": torch.mul, "div": torch.div, "maximum": torch.maximum, "minimum": torch.minimum,
@@ -73,6 +73,11 @@ def reader(inputs: Sequence[torch.Tensor]) -> Read:
     return read
 
 
+def everywhere(shape: Sequence[int]) -> list[torch.Tensor]:
+    """All indices of a shape at once."""
+    return list(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")) if shape else []
+
+
 ELEMENTWISE = sorted(name for name, cls in OPS.items() if issubclass(cls, Elementwise))
 
 
@@ -93,7 +98,7 @@ def test_element_rule(name: str, data: st.DataObject, values: dict[str, int]) ->
     expected = expected if isinstance(expected, torch.Tensor) else expected[0]
 
     shape = tuple(evaluate(d, values) for d in op.result.shape)
-    at = list(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")) if shape else []
+    at = everywhere(shape)
     got = torch.as_tensor(op.element(at, reader(inputs), TorchElements(values))).expand(shape)
     torch.testing.assert_close(got, expected.expand(shape), rtol=1e-12, atol=1e-12, equal_nan=True, check_dtype=False)
 
@@ -155,7 +160,7 @@ def test_reshaped_index_is_row_major(source: list[int], data: st.DataObject) -> 
         if len(target) > 5:
             target[-1] *= left
             break
-    at = list(torch.meshgrid(*(torch.arange(n) for n in target), indexing="ij"))
+    at = everywhere(target)
     index = reshaped_index(at, tuple(source), tuple(target), TorchElements({}))
     flat = torch.zeros(target, dtype=torch.long)
     for i, n in zip(index, source, strict=True):

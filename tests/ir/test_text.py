@@ -29,7 +29,8 @@ def module_of(graph: Graph, level: Level = Level.FUSED) -> Module:
     module = Module("some-model", {}, dict(BOUNDS), level)
     for name, body in graph.bodies.items():
         module.add(Function(name, body, family="row"))
-    notes = graph.draw(st.dictionaries(st.sampled_from(["entry", "name", "body", "a.b"]), st.one_of(st.text(), st.integers(), st.booleans()), max_size=2))
+    note = st.one_of(st.text(), st.integers(), st.booleans())
+    notes = graph.draw(st.dictionaries(st.sampled_from(["entry", "name", "body", "a.b"]), note, max_size=2))
     function = Function("main", block)
     function.notes.update(notes)
     module.add(function)
@@ -78,8 +79,9 @@ def types(draw: st.DrawFn) -> Type:
     if draw(st.booleans()):
         return StateType(draw(st.sampled_from(DType)), draw(st.sampled_from([P, 4, P + 1])), shape)
     segments = draw(st.sampled_from([None, B, M * B, 32])) if shape else None
-    blocks = draw(st.sampled_from([b for b in ((128,), (1, 128), (128, 128)) if len(b) <= len(shape)] or [()]))
-    quant = Quant(blocks, draw(st.sampled_from([DType.F32, DType.BF16]))) if blocks and draw(st.booleans()) else None
+    fitting: list[tuple[int, ...]] = [b for b in ((128,), (1, 128), (128, 128)) if len(b) <= len(shape)]
+    blocks = draw(st.sampled_from(fitting or [()]))
+    quant = draw(st.sampled_from([None, Quant(blocks), Quant(blocks, DType.BF16)])) if blocks else None
     layout = Layout(tuple((a, 16) for a in draw(st.sets(st.integers(0, len(shape) - 1), max_size=2)))) if shape else Layout()
     return TensorType(draw(st.sampled_from(DType)), shape, segments, quant, layout)
 
@@ -110,7 +112,10 @@ def test_names_do_not_change_the_hash() -> None:
         ("sum(%x) {axes = [0]}", "sum(%x) {axes = [1]}"),
         ("add(%x, %y)", "add(%y, %x)"),
         ("rms_norm(%x, %w)", "rms_norm(%x, _)"),
-        ("fused([%x]) {family = \"row\"} ^(%a: f32[4, 4]) { return %a }", "fused([%x]) {family = \"matmul\"} ^(%a: f32[4, 4]) { return %a }"),
+        (
+            "fused([%x]) {family = \"row\"} ^(%a: f32[4, 4]) { return %a }",
+            "fused([%x]) {family = \"matmul\"} ^(%a: f32[4, 4]) { return %a }",
+        ),
         (
             "fused([%x, %y]) {family = \"row\"} ^(%a: f32[4, 4], %b: f32[4, 4]) { return %a }",
             "fused([%x, %y]) {family = \"row\"} ^(%a: f32[4, 4], %b: f32[4, 4]) { return %b }",

@@ -1,0 +1,92 @@
+"""The forms of linear attention: what each costs, where it is safe, and from which length on which one wins.
+
+*recurrent* runs the recurrence token by token, its state in registers. *chunked* runs blocks of tokens: within a block a product with a
+decay mask, between blocks the state. On the CPU the block form scales queries by `exp(slope (j+1))` and keys by its inverse, which saves
+the decay of the state at every token but needs `slope * chunk` to stay far below the 88 of fp32; on a GPU the mask holds only differences,
+which are always safe, and the sequence is cut into segments that run side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+
+from ringc.ir.symbols import ceildiv, mul
+from ringc.ir.types import DType, TensorType
+from ringc.passes.schedules.model import B, Candidate, N, crossover, longer, roofline
+from ringc.passes.target import Target
+
+SAFE_EXPONENT = 60.0
+"""Largest `slope * chunk` of the scaled form: factors stay below 1e26, and their products with the values far below fp32's 3e38."""
+
+GPU_CHUNK = 64
+GPU_SEGMENT = 512
+"""Tokens of a segment: enough chunks to hide the prefix over segments, few enough to fill 132 processors with one sequence of 8192."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One linear-attention operation: heads, sizes of keys and values, element size, the steepest slope of any layer that runs it."""
+
+    heads: int
+    dk: int
+    dv: int
+    element: int
+    steepest: float
+
+    @property
+    def state_bytes(self) -> sympy.Expr:
+        return 2 * 4 * B * self.heads * self.dk * self.dv
+
+    @property
+    def row_bytes(self) -> sympy.Expr:
+        return self.element * N * self.heads * 2 * (self.dk + self.dv)
+
+
+def forms(problem: Problem, target: Target) -> dict[str, Candidate]:
+    """Every form with its cost, or with why it may not be used."""
+    return _cpu(problem, target) if target.backend != "triton" else _gpu(problem, target)
+
+
+def _cpu(p: Problem, target: Target) -> dict[str, Candidate]:
+    # One thread, H=8, D=64: recurrent 1.8 us a token; scaled blocks of 16 tokens 1.35 us a token and 4 us for the tables of powers.
+    work = 5 * N * p.heads * p.dk * p.dv
+    moved = p.state_bytes + p.row_bytes
+    per_thread = target.vector_rate / target.width
+    threads = sympy.Min(target.width, B * p.heads)
+    recurrent = longer(work / (per_thread * threads), moved / sympy.Float(target.bandwidth)) + target.launch
+    scaled = (
+        longer(work / (1.35 * per_thread * threads), moved / sympy.Float(target.bandwidth)) + target.launch + 2e-6
+    )
+    chunk = next((c for c in (16, 8, 4) if c * p.steepest <= SAFE_EXPONENT), 0)
+    unsafe = "" if chunk else f"slope {p.steepest:.3g} times 4 tokens exceeds {SAFE_EXPONENT:g}: exp overflows fp32"
+    template = "torch.eager" if target.backend == "torch" else "tvm.linear_recurrent"
+    blocked = "torch.eager" if target.backend == "torch" else f"tvm.linear_chunked{{chunk={chunk or 4}}}"
+    return {"recurrent": Candidate(template, recurrent), "chunked": Candidate(blocked, scaled, unsafe)}
+
+
+def _gpu(p: Problem, target: Target) -> dict[str, Candidate]:
+    # A step of the recurrence waits for the last one: about 0.35 us. Segments took 117 us at T = 8192, H = 16: 40 % of the bandwidth.
+    serial = roofline(target, 0, p.state_bytes + p.row_bytes, rate=1.0, bandwidth=0.9) + sympy.Float(0.35e-6) * N / B
+    segments = ceildiv(N, GPU_SEGMENT) + B
+    states = 2 * 4 * segments * p.heads * p.dk * p.dv
+    flops = N * p.heads * (4 * GPU_CHUNK * p.dv + 4 * p.dk * p.dv)
+    steps = sympy.Min(N / B, GPU_SEGMENT) / GPU_CHUNK
+    traffic = p.state_bytes + p.row_bytes * sympy.Rational(3, 2) + states
+    parallel = roofline(target, flops, traffic, rate=0.25 * target.matrix_rate, bandwidth=0.6, launches=2)
+    parallel += sympy.Float(4e-6) + sympy.Float(1e-6) * steps
+    workspace = TensorType(DType.F32, (mul(segments, p.heads), p.dk, p.dv))
+    chunked = Candidate(
+        f"triton.linear_chunked{{chunk={GPU_CHUNK},segment={GPU_SEGMENT}}}", parallel, workspace=(workspace,)
+    )
+    return {"recurrent": Candidate("triton.linear_recurrent", serial), "chunked": chunked}
+
+
+def switch_length(problem: Problem, target: Target, sequences: int = 1) -> int | None:
+    """Tokens of each sequence from which the chunked form is predicted to win; None when it never does or is illegal."""
+    found = forms(problem, target)
+    if found["chunked"].illegal:
+        return None
+    tokens = crossover(found["recurrent"].seconds, found["chunked"].seconds, "N", {"B": sequences})
+    return None if tokens is None else max(1, tokens // sequences)

@@ -1,0 +1,115 @@
+"""What runs kernels: each back end loads its own, found by name when first used."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+
+from ringc.errors import ArtifactError, Place
+from ringc.runtime.artifact import Artifact
+
+Launcher = Callable[..., None]
+"""`launch(*inputs, *outputs, *workspaces)` on tensors."""
+
+
+class Loader(Protocol):
+    """Loads and binds the kernels of one back end."""
+
+    device: torch.device
+    """Where the tensors of its kernels live."""
+
+    def load(self, artifact: Artifact, name: str, entry: Mapping[str, Any]) -> Launcher:
+        """A kernel of an artifact, ready to run.
+
+        Raises:
+            ArtifactError: the kernel's files can't be loaded.
+            ToolchainError: the back end isn't installed.
+        """
+
+    def bind(self, launch: Launcher, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
+        """A launch on tensors that stay where they are, as cheap to call as the back end allows."""
+
+
+LOADERS = {
+    "torch": "ringc.runtime.backends:TorchLoader",
+    "tvm": "ringc.runtime.tvm_loader:TvmLoader",
+    "triton": "ringc.runtime.triton_loader:TritonLoader",
+}
+"""Name -> where its class is."""
+
+
+def loader(name: str) -> Loader:
+    """The loader of a back end.
+
+    Raises:
+        ArtifactError: there is none of this name.
+    """
+    if name not in LOADERS:
+        raise ArtifactError(f"the artifact has kernels of an unknown back end '{name}'", help=f"known are {', '.join(LOADERS)}")
+    module, _, cls = LOADERS[name].partition(":")
+    found: Loader = getattr(import_module(module), cls)()
+    return found
+
+
+class TorchLoader:
+    """Kernels that are Python functions on torch tensors."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+
+    def load(self, artifact: Artifact, name: str, entry: Mapping[str, Any]) -> Launcher:
+        launch: Launcher = run_file(artifact, entry["source"])["launch"]
+        return launch
+
+    def bind(self, launch: Launcher, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
+        return functools.partial(launch, *tensors)
+
+
+def run_file(artifact: Artifact, name: str) -> dict[str, Any]:
+    """The names that a Python file of an artifact defines.
+
+    Raises:
+        ArtifactError: it is no valid Python, as an edited file may be.
+    """
+    path = artifact.path(name)
+    names: dict[str, Any] = {"__name__": f"ringc_artifact_{path.stem}", "__file__": str(path)}
+    try:
+        code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+        exec(code, names)  # noqa: S102 - an artifact holds code, and its hashes were checked
+    except (SyntaxError, NameError, ImportError, AttributeError, TypeError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        raise ArtifactError(f"{name} can't be loaded: {error}", place=Place(path, line)) from error
+    return names
+
+
+class Kernels:
+    """All kernels of an artifact, each loaded when it is first used."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self._loaders: dict[str, Loader] = {}
+        self._launchers: dict[str, Launcher] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the artifact's tensors live."""
+        return self.loader(str(self.artifact.target["backend"])).device
+
+    def loader(self, name: str) -> Loader:
+        if name not in self._loaders:
+            self._loaders[name] = loader(name)
+        return self._loaders[name]
+
+    def __getitem__(self, name: str) -> Launcher:
+        if name not in self._launchers:
+            entry = self.artifact.kernels[name]
+            self._launchers[name] = self.loader(str(entry["backend"])).load(self.artifact, name, entry)
+        return self._launchers[name]
+
+    def bind(self, name: str, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
+        """A launch of a kernel on these tensors."""
+        return self.loader(str(self.artifact.kernels[name]["backend"])).bind(self[name], tensors)

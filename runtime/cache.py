@@ -1,0 +1,116 @@
+"""The memory of sequences: pools of linear-attention states and of keys and values, a slot for each sequence."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ringc.errors import ArtifactError, RunError
+from ringc.runtime.execute import DTYPES, Bound
+from ringc.runtime.memory import check_memory
+
+KEPT = 16
+"""Bound programs that a cache keeps, the latest used."""
+
+
+class Cache:
+    """State of `batch_size` sequences of up to `max_len` tokens each.
+
+    Attributes:
+        batch_size: number of slots.
+        max_len: most tokens that a slot holds.
+        states: pool name -> `[batch_size, *shape]`, updated in place by the model.
+    """
+
+    def __init__(self, states: Mapping[str, Mapping[str, Any]], batch_size: int, max_len: int, device: torch.device) -> None:
+        if batch_size < 1 or max_len < 1:
+            raise RunError(f"a cache of {batch_size} slots of {max_len} tokens holds nothing", help="both are at least 1")
+        self.batch_size = batch_size
+        self.max_len = max_len
+        shapes = {name: _shape(s["shape"], max_len) for name, s in states.items()}
+        dtypes = {name: DTYPES[s["dtype"]] for name, s in states.items()}
+        needed = sum(batch_size * torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in shapes.items())
+        help = "use a shorter max_len or fewer slots"
+        check_memory(needed, device, f"caches of {batch_size} x {max_len} tokens", help)
+        # Zeros: a sequence starts from the empty state, and what masks multiply by 0 must not be NaN.
+        self.states = {
+            name: torch.zeros((batch_size, *shape), dtype=dtypes[name], device=device) for name, shape in shapes.items()
+        }
+        self._lengths = [0] * batch_size
+        self._growing = {name for name, s in states.items() if "S" in s["shape"]}
+        self.bound: OrderedDict[tuple[str, int, int, int], Bound] = OrderedDict()
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens that each slot holds, int64 [batch_size]; a copy."""
+        return torch.tensor(self._lengths)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all pools."""
+        return sum(s.numel() * s.element_size() for s in self.states.values())
+
+    def length(self, slot: int) -> int:
+        """Tokens that a slot holds."""
+        return self._lengths[slot]
+
+    def free(self, slot: int) -> None:
+        """Forget a slot's sequence: the next one starts there from nothing.
+
+        Raises:
+            RunError: there is no such slot.
+        """
+        self.check_slots([slot])
+        for name, state in self.states.items():
+            if name not in self._growing:  # rows of keys and values beyond the length are never read
+                state[slot].zero_()
+        self._lengths[slot] = 0
+
+    def check_slots(self, slots: Sequence[int]) -> None:
+        """Raise unless the slots are there and distinct.
+
+        Raises:
+            RunError: they aren't.
+        """
+        wrong = [s for s in slots if not 0 <= s < self.batch_size]
+        if wrong:
+            raise RunError(f"there is no slot {wrong[0]} in a cache of {self.batch_size}", help=f"slots are 0 .. {self.batch_size - 1}")
+        if len(set(slots)) != len(slots):
+            twice = next(s for s in slots if list(slots).count(s) > 1)
+            raise RunError(f"slot {twice} is given twice", help="each sequence of a batch has a slot of its own")
+
+    def check_room(self, slots: Sequence[int], more: Sequence[int]) -> None:
+        """Raise unless each slot can take so many more tokens.
+
+        Raises:
+            RunError: one can't; nothing was changed.
+        """
+        for slot, count in zip(slots, more, strict=True):
+            if self._lengths[slot] + count > self.max_len:
+                raise RunError(
+                    f"slot {slot} holds {self._lengths[slot]} tokens and can't take {count} more: the cache is for {self.max_len}",
+                    help="make a cache with a larger max_len, or free the slot",
+                )
+
+    def advance(self, slots: Sequence[int], more: Sequence[int]) -> None:
+        """Count tokens that the model has put into slots."""
+        for slot, count in zip(slots, more, strict=True):
+            self._lengths[slot] += count
+
+    def keep(self, key: tuple[str, int, int, int], bound: Bound) -> None:
+        """Keep a bound program for the next call of these sizes."""
+        self.bound[key] = bound
+        while len(self.bound) > KEPT:
+            self.bound.popitem(last=False)
+
+
+def _shape(dims: Sequence[int | str], max_len: int) -> tuple[int, ...]:
+    made: list[int] = []
+    for d in dims:
+        if isinstance(d, str) and d != "S":
+            raise ArtifactError(f"a state's size '{d}' is unknown", help="compile the artifact again")
+        made.append(max_len if isinstance(d, str) else d)
+    return tuple(made)

@@ -1,0 +1,160 @@
+"""Runs the host program: once to bind it to sizes and memory, then any number of times as a flat list of launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from ringc.runtime.backends import Kernels
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and the widest vector."""
+
+DTYPES = {
+    "f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f8e4m3": torch.float8_e4m3fn,
+    "f8e5m2": torch.float8_e5m2, "i64": torch.int64, "i32": torch.int32, "i8": torch.int8, "bool": torch.bool,
+}  # fmt: skip
+"""Element types by the names that manifests and programs use."""
+
+Buffer = Callable[[int, tuple[int, ...], str], torch.Tensor]
+"""`buffer(number, shape, dtype)` of a frame."""
+
+
+class Arena:
+    """One block of memory for the intermediates of all programs. It grows; programs bound to the smaller one are then stale."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.memory = torch.empty(0, dtype=torch.uint8, device=device)
+        self.generation = 0
+
+    def reserve(self, size: int) -> None:
+        """Make room for a program that needs this many bytes."""
+        if size > self.memory.numel():
+            self.memory = torch.empty(size, dtype=torch.uint8, device=self.device)
+            self.generation += 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens N, sequences B, wanted rows R, slots P of a pool, rows S of a cache."""
+
+    N: int
+    B: int
+    R: int
+    P: int
+    S: int
+
+
+class Binder:
+    """The `rt` of a host program: hands out memory and records what is to run.
+
+    Without memory it only measures: buffers have shapes but no storage, and `high` says how many bytes the arena needs.
+    """
+
+    def __init__(self, sizes: Sizes, weights: Mapping[str, torch.Tensor], kernels: Kernels, memory: torch.Tensor | None) -> None:
+        self.N, self.B, self.R, self.P, self.S = sizes.N, sizes.B, sizes.R, sizes.P, sizes.S
+        self.steps: list[Callable[[], Any]] = []
+        self.high = 0
+        self._weights = weights
+        self._kernels = kernels
+        self._memory = memory
+        self._top = 0
+
+    def weight(self, key: str) -> torch.Tensor:
+        """A prepared weight."""
+        return self._weights[key]
+
+    @contextmanager
+    def frame(self, *sizes: int) -> Iterator[Buffer]:
+        """Numbered buffers of these many bytes, behind those of the caller; free again at the end."""
+        before = self._top
+        starts = [self._take(size) for size in sizes]
+
+        def buffer(number: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+            return self._tensor(starts[number], shape, DTYPES[dtype])
+
+        yield buffer
+        self._top = before
+
+    def launch(self, kernel: str, *tensors: torch.Tensor) -> None:
+        """Record a launch. A weight that is stored narrower than the kernel reads it is widened right before."""
+        before = self._top
+        given: list[torch.Tensor] = []
+        for tensor in tensors:
+            wide = getattr(tensor, "ringc_read_as", None)
+            if wide is not None:
+                narrow, start = tensor, self._take(tensor.numel() * wide.itemsize)
+                tensor = self._tensor(start, tuple(narrow.shape), wide)
+                self.copy(narrow, tensor)
+            given.append(tensor)
+        if self._memory is not None:
+            self.steps.append(self._kernels.bind(kernel, given))
+        self._top = before
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Record a copy."""
+        if self._memory is not None:
+            self.steps.append(lambda: target.copy_(source))
+
+    def _take(self, size: int) -> int:
+        start = self._top
+        self._top = start + -(-size // ALIGNMENT) * ALIGNMENT
+        self.high = max(self.high, self._top)
+        return start
+
+    def _tensor(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if self._memory is None:
+            return torch.empty(shape, dtype=dtype, device="meta")
+        size = prod(shape) * dtype.itemsize
+        return self._memory[start : start + size].view(dtype).view(shape)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A program bound to sizes and memory: write the inputs, run, read the logits."""
+
+    inputs: Mapping[str, torch.Tensor]
+    logits: torch.Tensor
+    steps: Sequence[Callable[[], Any]]
+    generation: int
+
+    def run(self) -> None:
+        for step in self.steps:
+            step()
+
+
+def bind(
+    program: Callable[..., None],
+    arguments: Sequence[str],
+    tensors: Mapping[str, torch.Tensor],
+    logits: torch.Tensor,
+    sizes: Sizes,
+    weights: Mapping[str, torch.Tensor],
+    kernels: Kernels,
+    arena: Arena,
+) -> Bound:
+    """Bind an entry point of a host program.
+
+    Args:
+        program: the entry point's function.
+        arguments: names of its arguments, in order.
+        tensors: the inputs and states by these names.
+        logits: where its result goes.
+        sizes: values of the symbols.
+        weights: prepared weights by key.
+        kernels: what to launch.
+        arena: where intermediates live; grown if need be.
+    """
+    taken = [tensors[name] for name in arguments]
+    measured = Binder(sizes, weights, kernels, None)
+    program(measured, *taken, logits)
+    arena.reserve(measured.high)
+    binder = Binder(sizes, weights, kernels, arena.memory)
+    program(binder, *taken, logits)
+    return Bound(tensors, logits, tuple(binder.steps), arena.generation)
