@@ -89,12 +89,17 @@ def product(dims: Iterable[Dim]) -> Dim:
 
 def symbols_of(dims: Iterable[Dim]) -> set[str]:
     """Names of the symbols that occur in a shape."""
-    return {s.name for d in dims if isinstance(d, sympy.Expr) for s in d.free_symbols if isinstance(s, sympy.Symbol)}
+    return {name for d in dims if not isinstance(d, int) for name in _names(d)}
+
+
+@lru_cache(maxsize=65536)
+def _names(dim: sympy.Expr) -> tuple[str, ...]:
+    return tuple(sorted(s.name for s in dim.free_symbols if isinstance(s, sympy.Symbol)))
 
 
 @lru_cache(maxsize=65536)
 def _compiled(dim: sympy.Expr) -> tuple[tuple[str, ...], Callable[..., int]]:
-    names = tuple(sorted(s.name for s in dim.free_symbols if isinstance(s, sympy.Symbol)))
+    names = _names(dim)
     # Printed as Python's `//`: sympy's own floor(a/b) goes through floats, which is wrong for some sizes.
     return names, sympy.lambdify([symbol(n) for n in names], dim, modules=["math"], printer=_DimPrinter)
 

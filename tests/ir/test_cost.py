@@ -88,8 +88,8 @@ COSTS: list[tuple[str, Dim, Dim]] = [
     ('launch([%x]) {kernel = "g", out = [f32[N]]}', 0, n(36)),
     # what lies between the operations of a region stays on chip
     ('fused([%x]) {family = "row"} ^(%p: f32[N, 8]) { %a = exp(%p) %c = mul(%a, %p) return %c }', n(16), n(64)),
-    ('alternatives([%x]) {labels = ["one", "two"]} ^(%p: f32[N, 8]) { %a = exp(%p) return %a } '
-     "^(%p: f32[N, 8]) { %a = exp(%p) return %a }", n(8), n(64)),
+    (('alternatives([%x]) {labels = ["one", "two"]} ^(%p: f32[N, 8]) { %a = exp(%p) return %a } '
+     "^(%p: f32[N, 8]) { %a = exp(%p) return %a }"), n(8), n(64)),
     # a scaled value: one scale for each 128 elements
     ('fused([%f8]) {family = "row"} ^(%p: f8e4m3<1x128, f32>[N, 256]) { return %p }', 0, n(2 * (256 + 2 * 4))),
     # of a table and of a pool only the rows that are touched
@@ -97,14 +97,14 @@ COSTS: list[tuple[str, Dim, Dim]] = [
      n(8), n(16 + 4 + 16)),
     ('fused([%t, %i]) {family = "row"} ^(%t: bf16[1000, 8], %i: i32[N]) { %a = gather(%t, %i) %c = exp(%t) return %a, %c }',
      8000, n(16 + 4, 2 * 16000)),
-    ('fused([%st, %s]) {family = "row"} ^(%t: state<f32[P; 4, 16, 32]>, %s: i32[B]) {\n'
-     "%a = state_read(%t, %s) %c = exp(%a) %d = state_write(%t, %s, %c) return %d }", mul(STATE, B), mul(2 * STATE * 4 + 4, B)),
-    ('fused([%q, %q, %v, %sl, %st, %s, %o]) {family = "linear_attention"} ^(%q: bf16[N / B, 4, 16], %k: bf16[N / B, 4, 16], '
+    (('fused([%st, %s]) {family = "row"} ^(%t: state<f32[P; 4, 16, 32]>, %s: i32[B]) {\n'
+     "%a = state_read(%t, %s) %c = exp(%a) %d = state_write(%t, %s, %c) return %d }"), mul(STATE, B), mul(2 * STATE * 4 + 4, B)),
+    (('fused([%q, %q, %v, %sl, %st, %s, %o]) {family = "linear_attention"} ^(%q: bf16[N / B, 4, 16], %k: bf16[N / B, 4, 16], '
      "%v: bf16[N / B, 4, 32], %sl: f32[4], %st: state<f32[P; 4, 16, 32]>, %s: i32[B], %o: i32[B + 1]) {\n"
-     "%y, %t = linear_attention(%q, %k, %v, %sl, %st, %s, %o) {scale = 1.0} return %y, %t }", n(5 * STATE),
+     "%y, %t = linear_attention(%q, %k, %v, %sl, %st, %s, %o) {scale = 1.0} return %y, %t }"), n(5 * STATE),
      add(add(mul(2 * STATE * 4, B), n(2 * 4 * 16 * 2 + 2 * 4 * 32 * 2)), add(16, add(mul(4, B), mul(4, add(B, 1)))))),
-    ('fused([%k, %i, %i, %rows]) {family = "row"} ^(%k: state<bf16[P; S, 2, 16]>, %i: i32[N], %j: i32[N], %r: bf16[N, 2, 16]) {\n'
-     "%d = state_append(%k, %i, %j, %r) return %d }", 0, n(2 * 64 + 8)),
+    (('fused([%k, %i, %i, %rows]) {family = "row"} ^(%k: state<bf16[P; S, 2, 16]>, %i: i32[N], %j: i32[N], %r: bf16[N, 2, 16]) {\n'
+     "%d = state_append(%k, %i, %j, %r) return %d }"), 0, n(2 * 64 + 8)),
 ]  # fmt: skip
 
 

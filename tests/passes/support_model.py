@@ -75,7 +75,9 @@ class Program:
                     for name in op.names():
                         if name not in self.weights:
                             w = torch.randn([int(d) for d in shape], generator=generator, dtype=torch.float64)
-                            self.weights[name] = 1 + 0.2 * w if name.endswith("norm.weight") else w * int(shape[-1]) ** -0.5
+                            self.weights[name] = (
+                                1 + 0.2 * w if name.endswith("norm.weight") else w * int(shape[-1]) ** -0.5
+                            )
 
     def run_graph(self, entry: str, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         return run(self.graph, entry, inputs, self.weights.__getitem__, torch.float64)

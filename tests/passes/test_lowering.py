@@ -60,7 +60,9 @@ def test_nothing_is_left_unfused(program: Program) -> None:
 
 def test_a_linear_moe_layer_is_few_kernels(program: Program) -> None:
     body = program.lowered.functions["decode.one.linear_moe"].body
-    families = Counter(program.lowered.functions[op.kernel].notes["family"] for op in body.ops if isinstance(op, Launch))
+    families = Counter(
+        program.lowered.functions[op.kernel].notes["family"] for op in body.ops if isinstance(op, Launch)
+    )
     assert families["linear_attention"] == families["route"] == families["sort"] == 1
     assert families["grouped"] == 2
     assert sum(families.values()) <= 15
@@ -68,7 +70,13 @@ def test_a_linear_moe_layer_is_few_kernels(program: Program) -> None:
 
 def test_versions_share_kernels_that_are_equal(program: Program) -> None:
     used = {
-        version: {op.kernel for f in program.lowered.functions.values() if f.name.startswith(version) for op in f.body.ops if isinstance(op, Launch)}
+        version: {
+            op.kernel
+            for f in program.lowered.functions.values()
+            if f.name.startswith(version)
+            for op in f.body.ops
+            if isinstance(op, Launch)
+        }
         for version in ("decode.few", "prefill.short")
     }
     assert used["decode.few"] & used["prefill.short"]
@@ -95,7 +103,11 @@ def test_buffers_of_the_memory_plan_never_hold_two_live_values(program: Program)
                 where[op.result] = where.get(op.x, -1)
                 holds_as = where[op.result]
                 if holds_as >= 0:
-                    holds[holds_as] = (holds[holds_as], op.result) if not isinstance(holds[holds_as], tuple) else (*holds[holds_as], op.result)
+                    holds[holds_as] = (
+                        (holds[holds_as], op.result)
+                        if not isinstance(holds[holds_as], tuple)
+                        else (*holds[holds_as], op.result)
+                    )
                 continue
             for value in op.inputs():
                 buffer = where.get(value, -1)

@@ -1,0 +1,91 @@
+"""Compiling from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ringc.codegen.compile import Compiled, Progress
+    from ringc.model_defs.spec import Spec
+
+# Parts of names of tensors that checkpoints hold and models don't: tables that follow from the configuration, heads of other tasks.
+IGNORED_TENSORS = ("slope", "inv_freq", "v_head", "model.mtp")
+
+
+def compile(
+    spec: str | Path | Spec,
+    folder: str | Path,
+    *,
+    target: str = "cpu",
+    dump_all: bool = False,
+    force: bool = False,
+    use_cache: bool = True,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> Compiled:
+    """Compile a spec into an artifact.
+
+    Args:
+        spec: a preset's name, a YAML file, or a loaded spec.
+        folder: where the artifact goes.
+        target: `cpu` (TVM), `torch` (PyTorch alone), `sm_80`, `sm_90` or `sm_100`.
+        dump_all: keep the module's text after each pass, in `graph/`.
+        force: replace an artifact of another model.
+        use_cache: take kernels from the cache and put them there.
+        progress: told what is being done, how much of it is done, and how much there is.
+
+    Raises:
+        SpecError: the spec is wrong, or asks for what can't be compiled yet.
+        ArtifactError: the folder can't be written.
+        ToolchainError: a tool of the target is missing.
+    """
+    from ringc.codegen.artifact import check_target
+    from ringc.codegen.cache import Cache
+    from ringc.codegen.compile import compile_module
+    from ringc.model_defs import load_spec
+    from ringc.model_defs.lower import lower
+    from ringc.passes.pipeline import default_pipeline
+    from ringc.passes.target import target as find_target
+
+    chosen = find_target(target)
+    loaded = load_spec(spec) if isinstance(spec, str | Path) else spec
+    check_target(Path(folder), loaded.name, force=force)
+    progress("lower", 0, 1)
+    module = lower(loaded, chosen.storage)
+    progress("lower", 1, 1)
+    return compile_module(
+        module,
+        chosen,
+        Path(folder),
+        describe(loaded),
+        default_pipeline(),
+        dump_all=dump_all,
+        force=force,
+        cache=Cache() if use_cache else None,
+        progress=progress,
+    )
+
+
+def describe(spec: Spec):  # type: ignore[no-untyped-def] # noqa: ANN201
+    """What an artifact's manifest says of a model."""
+    from ringc.codegen.compile import Description
+    from ringc.model_defs.parameters import (
+        active_parameter_count,
+        kv_bytes_per_token,
+        parameter_count,
+        state_bytes_per_sequence,
+    )
+
+    facts = {
+        "layers": spec.layers.count,
+        "linear_layers": len(spec.linear_layers),
+        "softmax_layers": len(spec.softmax_layers),
+        "dense_layers": len(spec.dense_layers),
+        "moe_layers": len(spec.moe_layers),
+        "parameters": parameter_count(spec),
+        "active_parameters": active_parameter_count(spec),
+        "state_bytes_per_sequence": state_bytes_per_sequence(spec),
+        "kv_bytes_per_token": kv_bytes_per_token(spec),
+    }
+    vocabulary = spec.vocabulary.model_dump(mode="json")
+    return Description(spec.name, spec.model_dump(mode="json"), facts, vocabulary, spec.max_positions, IGNORED_TENSORS)

@@ -1,0 +1,328 @@
+"""The model that an artifact and weights make: logits, prefill, decode, generate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ringc.errors import RunError
+from ringc.runtime.artifact import Artifact, open_artifact
+from ringc.runtime.backends import Kernels, run_file
+from ringc.runtime.cache import Cache
+from ringc.runtime.execute import Arena, Bound, Sizes, bind
+from ringc.runtime.sample import Sampling, sample
+from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
+
+KEEP_LOGITS = 1 << 26
+"""Bytes of logits above which a bound program is not kept: its result would be, too."""
+
+PREFILL = 2048
+"""Tokens of a prompt that `generate` takes at a time: more need more memory and are no faster."""
+
+Ids = torch.Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+def load(
+    folder: str | Path,
+    weights: Weights,
+    *,
+    allow_edited: bool = False,
+    weights_dtype: torch.dtype | None = None,
+    progress: Progress = lambda _done, _total: None,
+) -> Model:
+    """A model that runs an artifact. Load only artifacts that you trust: they hold code.
+
+    Args:
+        folder: what `ringc compile` wrote.
+        weights: a checkpoint's folder (safetensors, sharded or not), `random:SEED`, or tensors by published name.
+        allow_edited: run kernels that were edited since the compile.
+        weights_dtype: keep matrices in this type (torch.bfloat16) and widen them when used: half the memory, slower.
+        progress: told how many of the weights are loaded.
+
+    Raises:
+        ArtifactError: the artifact is damaged, edited or for another machine.
+        CheckpointError: the weights don't fit.
+        RunError: there isn't enough memory.
+    """
+    artifact = open_artifact(folder, allow_edited=allow_edited)
+    return Model(artifact, weights, weights_dtype=weights_dtype, progress=progress)
+
+
+class Model(torch.nn.Module):
+    """A compiled language model.
+
+    Ids are integers in `0 .. vocabulary - 1`, of any integer type. A batch's sequences may differ in length: `lengths[b]` ids of row b
+    count, the rest is filling. Logits are float32.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        weights: Weights,
+        *,
+        weights_dtype: torch.dtype | None = None,
+        progress: Progress = lambda _done, _total: None,
+    ) -> None:
+        super().__init__()
+        manifest = artifact.manifest
+        self.artifact = artifact
+        self.vocabulary: Mapping[str, Any] = manifest["vocabulary"]
+        self._kernels = Kernels(artifact)
+        self.device = self._kernels.device
+        self._prepared = load_weights(
+            manifest["prepare"],
+            weights,
+            self.device,
+            ignored=manifest["ignored_tensors"],
+            narrow=weights_dtype,
+            progress=progress,
+        )
+        program = run_file(artifact, "program.py")
+        self._programs: dict[str, Callable[..., None]] = {name: program[name] for name in manifest["entries"]}
+        self._arguments = {
+            name: [argument for argument, _ in versions[0]["inputs"]] for name, versions in manifest["entries"].items()
+        }
+        self._arena = Arena(self.device)
+
+    # -- what users call
+
+    def forward(self, ids: Ids, *, lengths: Sequence[int] | torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of whole sequences: ids [B, T] -> [B, T, V]; zeros behind a sequence's length.
+
+        Raises:
+            RunError: an id is outside the vocabulary, or there are none.
+        """
+        tokens = self._checked(ids, 2)
+        cache = self.new_cache(tokens.shape[0], tokens.shape[1])
+        return self.prefill(tokens, cache, lengths=lengths, all_logits=True)
+
+    def new_cache(self, batch_size: int, max_len: int) -> Cache:
+        """Memory for `batch_size` sequences of up to `max_len` tokens each.
+
+        Raises:
+            RunError: a size is below 1, or there isn't enough memory.
+        """
+        return Cache(self.artifact.manifest["states"], batch_size, max_len, self.device)
+
+    def prefill(
+        self,
+        ids: Ids,
+        cache: Cache,
+        *,
+        lengths: Sequence[int] | torch.Tensor | None = None,
+        slots: Sequence[int] | torch.Tensor | None = None,
+        all_logits: bool = False,
+    ) -> torch.Tensor:
+        """Run tokens after those that the slots hold; call it again to go on (chunked prefill).
+
+        Args:
+            ids: [B, T].
+            cache: changed in place.
+            lengths: how many ids of each row count, 1 .. T; None for T.
+            slots: of each row; None for 0 .. B-1, which must be all of them.
+            all_logits: of every token, not of the last ones alone.
+
+        Returns:
+            Logits of each sequence's last token [B, V], or of all tokens [B, T, V], zeros behind a sequence's length.
+
+        Raises:
+            RunError: ids outside the vocabulary, wrong shapes, lengths or slots, a full cache. The cache is unchanged then.
+        """
+        tokens = self._checked(ids, 2)
+        batch, longest = tokens.shape
+        counts = _integers(lengths, batch, "lengths") if lengths is not None else [longest] * batch
+        wrong = [n for n in counts if not 1 <= n <= longest]
+        if wrong:
+            raise RunError(f"a length of {wrong[0]}, with {longest} ids in a row", help=f"lengths are 1 .. {longest}")
+        places = self._slots(cache, slots, batch)
+        cache.check_room(places, counts)
+        valid = torch.arange(longest) < torch.tensor(counts)[:, None]
+        packed = tokens[valid]
+        self._check_range(packed)
+        starts = torch.tensor([cache.length(s) for s in places])
+        positions = (starts[:, None] + torch.arange(longest))[valid]
+        offsets = torch.tensor([0, *counts]).cumsum(0)
+        total = int(offsets[-1])
+        rows = torch.arange(total) if all_logits else offsets[1:] - 1
+        inputs = {"ids": packed, "positions": positions, "slots": torch.tensor(places), "offsets": offsets, "rows": rows}
+        made = self._run("prefill", cache, inputs)
+        cache.advance(places, counts)
+        if not all_logits:
+            return made
+        if all(n == longest for n in counts):
+            return made.view(batch, longest, -1)
+        logits = made.new_zeros((batch, longest, made.shape[-1]))
+        logits[valid.to(made.device)] = made
+        return logits
+
+    def decode(self, ids: Ids, cache: Cache, *, slots: Sequence[int] | torch.Tensor | None = None) -> torch.Tensor:
+        """Run one token of each sequence: ids [B] -> logits [B, V].
+
+        Raises:
+            RunError: as for `prefill`.
+        """
+        tokens = self._checked(ids, 1)
+        self._check_range(tokens)
+        batch = tokens.shape[0]
+        places = self._slots(cache, slots, batch)
+        cache.check_room(places, [1] * batch)
+        positions = torch.tensor([cache.length(s) for s in places])
+        inputs = {"ids": tokens, "positions": positions, "slots": torch.tensor(places), "offsets": torch.arange(batch + 1)}
+        made = self._run("decode", cache, inputs)
+        cache.advance(places, [1] * batch)
+        return made
+
+    def generate(
+        self,
+        ids: Sequence[int] | torch.Tensor,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[Sequence[int]] = (),
+        end: int | None = -1,
+    ) -> Iterator[int]:
+        """Continue one sequence, token by token, as they are made.
+
+        Args:
+            ids: the prompt, at least one token.
+            max_new_tokens: stop after so many.
+            temperature, top_k, top_p: see `ringc.runtime.sample.Sampling`.
+            seed: makes the draw repeatable.
+            stop: end as soon as the new tokens end in one of these.
+            end: the token that ends the text, which is not given back; -1 for the vocabulary's, None for none.
+
+        Raises:
+            RunError: ids outside the vocabulary, an empty prompt, a parameter out of its range.
+        """
+        prompt = self._checked(ids, 1)
+        self._check_range(prompt)
+        if max_new_tokens < 1:
+            raise RunError(f"max_new_tokens is {max_new_tokens}", help="ask for at least 1")
+        sampling = Sampling(temperature, top_k, top_p)
+        return self._generate(prompt, max_new_tokens, sampling, seed, [list(s) for s in stop if len(s)], end)
+
+    def _generate(
+        self,
+        prompt: torch.Tensor,
+        count: int,
+        sampling: Sampling,
+        seed: int | None,
+        stop: Sequence[list[int]],
+        end: int | None,
+    ) -> Iterator[int]:
+        generator = torch.Generator(self.device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        last = self.vocabulary.get("eos") if end == -1 else end
+        cache = self.new_cache(1, len(prompt) + count)
+        logits = torch.empty(0)
+        for chunk in prompt.split(PREFILL):
+            logits = self.prefill(chunk[None], cache)
+        made: list[int] = []
+        for _ in range(count):
+            token = int(sample(logits, sampling, generator))
+            if token == last:
+                return
+            made.append(token)
+            yield token
+            if any(made[-len(s) :] == s for s in stop) or len(made) == count:
+                return
+            logits = self.decode(torch.tensor([token]), cache)
+
+    def state_dict(self, *_args: Any, **_kwargs: Any) -> dict[str, Any]:
+        """Published name -> tensor, read back out of the layouts that the kernels use. A copy."""
+        preparation = Preparation(self.artifact.manifest["prepare"])
+        return {name: preparation.published(self._prepared, name) for name in preparation.parts}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take as they are kept."""
+        return sum(w.numel() * w.element_size() for w in self._prepared.values())
+
+    # -- running
+
+    @torch.no_grad()
+    def _run(self, entry: str, cache: Cache, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Bind the entry point for these sizes, unless it is, and replay it."""
+        rows = inputs.get("rows", inputs["ids"])
+        key = (entry, len(inputs["ids"]), len(inputs["slots"]), len(rows))
+        bound = cache.bound.pop(key, None)
+        if bound is None or bound.generation != self._arena.generation:
+            bound = self._bind(key, cache)
+        for name, value in inputs.items():
+            bound.inputs[name].copy_(value)
+        bound.run()
+        if bound.logits.numel() * 4 > KEEP_LOGITS:
+            return bound.logits
+        cache.keep(key, bound)
+        return bound.logits.clone()
+
+    def _bind(self, key: tuple[str, int, int, int], cache: Cache) -> Bound:
+        entry, tokens, batch, rows = key
+
+        def integers(count: int) -> torch.Tensor:
+            return torch.empty(count, dtype=torch.int32, device=self.device)
+
+        tensors = {
+            "ids": integers(tokens),
+            "positions": integers(tokens),
+            "slots": integers(batch),
+            "offsets": integers(batch + 1),
+            "rows": integers(rows),
+            **cache.states,
+        }
+        logits = torch.empty((rows, self.vocabulary["size"]), dtype=torch.float32, device=self.device)
+        sizes = Sizes(tokens, batch, rows, cache.batch_size, cache.max_len)
+        arguments = self._arguments[entry]
+        return bind(self._programs[entry], arguments, tensors, logits, sizes, self._prepared, self._kernels, self._arena)
+
+    # -- checks
+
+    def _checked(self, ids: Ids, rank: int) -> torch.Tensor:
+        """Ids as a tensor of this rank on the CPU."""
+        try:
+            tokens = torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"ids are no table of integers: {error}", help="fill up short rows, and give `lengths`") from error
+        shape = "[B, T]" if rank == 2 else "[B]"
+        if tokens.numel() == 0:
+            raise RunError("there are no ids", help="give at least one token of each sequence")
+        if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
+            raise RunError(f"ids of type {tokens.dtype}", help="ids are integers")
+        if tokens.ndim != rank:
+            raise RunError(f"ids of shape {list(tokens.shape)}", help=f"ids are {shape} here")
+        return tokens.cpu()
+
+    def _check_range(self, tokens: torch.Tensor) -> None:
+        size = int(self.vocabulary["size"])
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= size:
+            wrong = low if low < 0 else high
+            raise RunError(f"the id {wrong} is outside the vocabulary of {size}", help=f"ids are 0 .. {size - 1}")
+
+    def _slots(self, cache: Cache, slots: Sequence[int] | torch.Tensor | None, batch: int) -> list[int]:
+        if slots is None:
+            if batch != cache.batch_size:
+                raise RunError(
+                    f"{batch} sequences for a cache of {cache.batch_size} slots", help="say with `slots` where each of them lives"
+                )
+            return list(range(batch))
+        places = _integers(slots, batch, "slots")
+        cache.check_slots(places)
+        return places
+
+
+def _integers(values: Sequence[int] | torch.Tensor, count: int, what: str) -> list[int]:
+    """A list of integers from a list or a tensor."""
+    tensor = torch.as_tensor(values)
+    if tensor.ndim != 1 or len(tensor) != count or tensor.dtype.is_floating_point or tensor.dtype == torch.bool:
+        raise RunError(f"{what} are not {count} integers, one for each sequence")
+    return [int(v) for v in tensor.tolist()]

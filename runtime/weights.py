@@ -1,0 +1,315 @@
+"""Published tensors into prepared ones, and back.
+
+A checkpoint is read shard by shard and tensor by tensor; each goes straight to its place, so the peak is one tensor above the model.
+`random:SEED` makes every published tensor from its name and the seed alone, so that a reference can be given the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ringc.codegen.packing import read_part, storage_shape, write_part
+from ringc.errors import CheckpointError, Place, UsageError, did_you_mean
+from ringc.runtime.execute import DTYPES
+from ringc.runtime.memory import check_memory
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+Weights = str | Path | Mapping[str, torch.Tensor]
+"""A checkpoint's folder or file, `random:SEED`, or tensors by published name."""
+
+Progress = Callable[[int, int], None]
+"""Told how many published tensors are loaded, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a published tensor goes: `key`'s region, after `steps`. `index`: its place in a stack, or None."""
+
+    key: str
+    shape: tuple[int, ...]
+    steps: tuple[tuple[str, tuple[int, ...]], ...]
+    region: tuple[tuple[int, int], ...]
+    index: int | None
+
+
+class Preparation:
+    """The manifest's map between published and prepared tensors."""
+
+    def __init__(self, prepare: Mapping[str, Mapping[str, Any]]) -> None:
+        self.entries = prepare
+        self.parts: dict[str, list[Part]] = {}
+        for key, entry in prepare.items():
+            for part in entry.get("parts", ()):
+                for name, found in _unstacked(key, part):
+                    self.parts.setdefault(name, []).append(found)
+
+    def bytes(self, narrow: torch.dtype | None = None) -> int:
+        """Bytes of all prepared tensors."""
+        return sum(
+            math.prod(storage_shape(e["shape"], e.get("blocks", ()))) * stored_dtype(e, narrow).itemsize
+            for e in self.entries.values()
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Published name -> shape, for every tensor that the model needs."""
+        return {name: parts[0].shape for name, parts in self.parts.items()}
+
+    def empty(self, device: torch.device, narrow: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+        """Memory for the prepared tensors; tables are filled in."""
+        made: dict[str, torch.Tensor] = {}
+        for key, entry in self.entries.items():
+            blocks = entry.get("blocks", ())
+            dtype = stored_dtype(entry, narrow)
+            # What fills up a block stays zero; all else is written.
+            new = torch.zeros if blocks else torch.empty
+            storage = new(storage_shape(entry["shape"], blocks), dtype=dtype, device=device)
+            if "table" in entry:
+                table = torch.tensor(entry["table"], dtype=dtype).reshape(entry["shape"])
+                write_part(storage, blocks, [(0, n) for n in entry["shape"]], table)
+            if dtype != DTYPES[entry["dtype"]]:
+                storage.ringc_read_as = DTYPES[entry["dtype"]]  # type: ignore[attr-defined] # see Binder.launch
+            made[key] = storage
+        return made
+
+    def put(self, prepared: Mapping[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
+        """Store a published tensor wherever it goes."""
+        for part in self.parts[name]:
+            moved = _moved(tensor, part)
+            write_part(prepared[part.key], self.entries[part.key].get("blocks", ()), part.region, moved)
+
+    def published(self, prepared: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+        """A published tensor read back out of the prepared ones: the inverse of `put`."""
+        first = prepared[self.parts[name][0].key]
+        whole = torch.empty(self.parts[name][0].shape, dtype=first.dtype, device=first.device)
+        for part in self.parts[name]:
+            blocks = self.entries[part.key].get("blocks", ())
+            # The steps are views, so what is written through them lands where it was read from.
+            _moved(whole, part, views=True).copy_(read_part(prepared[part.key], blocks, part.region))
+        return whole
+
+
+def stored_dtype(entry: Mapping[str, Any], narrow: torch.dtype | None) -> torch.dtype:
+    """The type that a prepared tensor is kept in: matrices may be kept narrower than kernels read them.
+
+    A table of which kernels read single rows is not: widening all of it for a few rows would cost more than it saves.
+    """
+    dtype = DTYPES[entry["dtype"]]
+    is_matrix = len(entry["shape"]) >= 2 and "parts" in entry and not entry.get("gathered", False)
+    return narrow if narrow is not None and is_matrix and narrow.itemsize < dtype.itemsize else dtype
+
+
+def random_parameter(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
+    """The tensor that `random:SEED` gives a published name: float32, the same on every machine that draws alike.
+
+    Norm weights are 1 + 0.2 r, the router's bias 0.05 r, all else r / sqrt(inputs), with r standard normal: activations keep their size.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    r = torch.randn(tuple(shape), generator=generator)
+    if name.endswith("norm.weight"):
+        return 1 + 0.2 * r
+    if name.endswith("expert_bias"):
+        return 0.05 * r
+    return r * shape[-1] ** -0.5
+
+
+def load_weights(
+    prepare: Mapping[str, Mapping[str, Any]],
+    weights: Weights,
+    device: torch.device,
+    *,
+    ignored: Sequence[str] = (),
+    narrow: torch.dtype | None = None,
+    progress: Progress = lambda _done, _total: None,
+) -> dict[str, torch.Tensor]:
+    """The prepared tensors of a model, by key.
+
+    Args:
+        prepare: the manifest's map.
+        weights: where the published tensors come from.
+        device: where the prepared ones go.
+        ignored: parts of names of tensors in a checkpoint that are no parameters.
+        narrow: keep matrices in this type, and widen them when they are used: half the memory, slower.
+        progress: told how far it is.
+
+    Raises:
+        CheckpointError: a tensor is missing, superfluous, of the wrong shape or not finite, or a file can't be read.
+        RunError: there isn't enough memory; nothing was loaded.
+    """
+    preparation = Preparation(prepare)
+    tensors = _published(weights, preparation, ignored)
+    check_memory(
+        preparation.bytes(narrow),
+        device,
+        "the model's weights",
+        "use a smaller model" + ("" if narrow is not None else ", or keep the weights in bf16: --weights-dtype bf16"),
+    )
+    prepared = preparation.empty(device, narrow)
+    missing = set(preparation.parts)
+    for name, tensor, place in tensors:
+        _check_tensor(name, tensor, preparation.parts[name][0].shape, place)
+        preparation.put(prepared, name, tensor)
+        missing.discard(name)
+        progress(len(preparation.parts) - len(missing), len(preparation.parts))
+    assert not missing, "each source checks its names before it gives the first tensor"
+    return prepared
+
+
+_Tensors = Iterator[tuple[str, torch.Tensor, Place | None]]
+
+
+def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str]) -> _Tensors:
+    """The needed tensors, after a check that the source has them all and no others."""
+    if isinstance(weights, Mapping):
+        _check_names(weights, preparation, ignored, None)
+        return ((name, weights[name], None) for name in preparation.parts)
+    text = str(weights)
+    if text.startswith("random:"):
+        seed = text.removeprefix("random:")
+        if not seed.isdecimal():
+            raise UsageError(f"'{text}' names no random weights", help="write random:0, or any other number for another draw")
+        shapes = preparation.shapes()
+        return ((name, random_parameter(name, shape, int(seed)), None) for name, shape in shapes.items())
+    files = _shards(Path(weights))
+    names = {name: file for file, listed in files.items() for name in listed}
+    _check_names(names, preparation, ignored, Place(Path(weights)))
+    return _read_shards(files, preparation)
+
+
+def _check_names(found: Mapping[str, Any], preparation: Preparation, ignored: Sequence[str], place: Place | None) -> None:
+    missing = [n for n in preparation.parts if n not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint lacks the tensor {missing[0]}{more}",
+            place=place,
+            help=did_you_mean(missing[0], found) or "is it a checkpoint of this architecture? `ringc import` makes a spec of its config.json",
+        )
+    extra = [n for n in found if n not in preparation.parts and not any(part in n for part in ignored)]
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint has a tensor that the model hasn't: {extra[0]}{more}",
+            place=place,
+            help=did_you_mean(extra[0], preparation.parts) or "is it a checkpoint of this architecture?",
+        )
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], place: Place | None) -> None:
+    if tuple(tensor.shape) != shape:
+        raise CheckpointError(f"{name} has the shape {list(tensor.shape)}, and the model's is {list(shape)}", place=place)
+    if not tensor.dtype.is_floating_point:
+        raise CheckpointError(f"{name} holds {tensor.dtype}, not floating-point numbers", place=place)
+    if not bool(torch.isfinite(tensor if tensor.dtype.itemsize > 1 else tensor.float()).all()):
+        what = "NaN" if bool(tensor.float().isnan().any()) else "infinite numbers"
+        raise CheckpointError(f"{name} holds {what}", place=place, help="is the file damaged, or did training diverge?")
+
+
+def _shards(path: Path) -> dict[Path, list[str]]:
+    """Safetensors file -> the names in it, without reading a tensor."""
+    if path.is_file():
+        return {path: _names_in(path)}
+    if not path.is_dir():
+        raise CheckpointError("there is no such folder", place=Place(path), help="give the folder that holds the safetensors files")
+    index = path / INDEX
+    if index.is_file():
+        return _indexed(index)
+    if (path / SINGLE).is_file():
+        return {path / SINGLE: _names_in(path / SINGLE)}
+    raise CheckpointError(
+        f"the folder holds neither {SINGLE} nor {INDEX}", place=Place(path), help="give the folder that holds the safetensors files"
+    )
+
+
+def _indexed(index: Path) -> dict[Path, list[str]]:
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        by_file: dict[str, list[str]] = {}
+        for name, file in listed.items():
+            by_file.setdefault(str(file), []).append(str(name))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"the index can't be read: {type(error).__name__}: {error}", place=Place(index)) from error
+    found: dict[Path, list[str]] = {}
+    for file, names in by_file.items():
+        path = index.parent / file
+        if Path(file).name != file:
+            raise CheckpointError(f"the index names a file outside the folder: '{file}'", place=Place(index))
+        if not path.is_file():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(
+                f"the shard {file} is missing, with {names[0]}{more}", place=Place(path), help="download it, or the checkpoint anew"
+            )
+        inside = set(_names_in(path))
+        lost = [n for n in names if n not in inside]
+        if lost:
+            raise CheckpointError(f"the index says that {lost[0]} is in {file}, and it isn't", place=Place(path))
+        found[path] = names
+    return found
+
+
+def _names_in(path: Path) -> list[str]:
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the safetensors file can't be read: {error}", place=Place(path), help="it is truncated or damaged: download it anew"
+        ) from error
+
+
+def _read_shards(files: Mapping[Path, Sequence[str]], preparation: Preparation) -> _Tensors:
+    for path, names in files.items():
+        with _opened(path) as file:
+            for name in names:
+                if name in preparation.parts:
+                    try:
+                        tensor = file.get_tensor(name)
+                    except (SafetensorError, OSError, ValueError) as error:
+                        raise CheckpointError(f"{name} can't be read: {error}", place=Place(path)) from error
+                    yield name, tensor, Place(path)
+
+
+def _unstacked(key: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, Part]]:
+    """The part as the manifest has it, or one for each tensor that its `*` stands for."""
+    region = tuple((int(a), int(b)) for a, b in entry["region"])
+    steps = tuple((str(name), tuple(int(n) for n in numbers)) for name, numbers in entry.get("steps", ()))
+    shape = tuple(entry["shape"])
+    stack = entry.get("stack", 0)
+    if not stack:
+        yield entry["source"], Part(key, shape, steps, region, None)
+        return
+    for i in range(stack):
+        first = region[0][0] + i
+        yield entry["source"].replace("*", str(i)), Part(key, shape, steps, ((first, first + 1), *region[1:]), i)
+
+
+def _moved(tensor: torch.Tensor, part: Part, *, views: bool = False) -> torch.Tensor:
+    """A published tensor after the part's steps. One of a stack goes through them as a stack of one."""
+    if part.index is not None:
+        tensor = tensor.unsqueeze(0)
+    for name, numbers in part.steps:
+        match name:
+            case "permute":
+                tensor = tensor.permute(numbers)
+            case "slice":
+                tensor = tensor.narrow(numbers[0], numbers[1], numbers[2] - numbers[1])
+            case "reshape":
+                shape = numbers if part.index is None else (1, *numbers[1:])
+                tensor = tensor.view(shape) if views else tensor.reshape(shape)
+            case _:
+                raise CheckpointError(f"the manifest moves weights by '{name}', which is unknown")
+    return tensor

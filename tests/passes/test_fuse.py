@@ -1,0 +1,156 @@
+"""Fusion on small graphs: what joins, what must not, and that the meaning stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ringc.ir.interpret import run
+from ringc.ir.levels import verify
+from ringc.ir.ops.call import Fused
+from ringc.ir.text_parse import parse_module
+from ringc.passes.framework import PassManager, verify_each
+from ringc.passes.pipeline import parse_pipeline
+from ringc.passes.target import target
+
+HEAD = "module @m level fused\nsymbol N >= 1\n\n"
+
+
+def fused(text: str) -> list[Fused]:
+    """The regions that a function's text is cut into, in order; what it computes is checked on the way."""
+    module = parse_module(HEAD + text)
+    verify(module)
+    before = module.clone()
+    PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    inputs = []
+    for arg in module.functions["f"].body.args:
+        shape = [5 if not isinstance(d, int) else d for d in arg.type.shape]
+        ids = arg.type.dtype == "i32"
+        inputs.append(
+            torch.randint(0, 5, shape, generator=generator) if ids else torch.randn(shape, generator=generator).double()
+        )
+    for a, b in zip(
+        run(before, "f", inputs, None, torch.float64), run(module, "f", inputs, None, torch.float64), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    return [op for op in module.functions["f"].body.ops if isinstance(op, Fused)]
+
+
+def families(regions: list[Fused]) -> list[str]:
+    return [r.family for r in regions]
+
+
+def test_a_residual_joins_the_product() -> None:
+    (region,) = fused("""func @f(%x: f32[N, 8], %w: f32[4, 8], %r: f32[N, 4]) {
+      %y = matmul(%x, %w) {transpose_b = true}
+      %z = add(%r, %y)
+      return %z
+    }""")
+    assert region.family == "matmul"
+    assert [op.name for op in region.body.ops] == ["matmul", "add"]
+
+
+def test_a_product_that_others_need_keeps_its_result() -> None:
+    first, second = fused("""func @f(%x: f32[N, 8], %w: f32[4, 8], %r: f32[N, 4]) {
+      %y = matmul(%x, %w) {transpose_b = true}
+      %z = add(%r, %y)
+      return %z, %y
+    }""")
+    assert (first.family, second.family) == ("matmul", "row")
+
+
+def test_gate_and_up_become_one_kernel() -> None:
+    (region,) = fused("""func @f(%x: f32[N, 8], %g: f32[4, 8], %u: f32[4, 8]) {
+      %a = matmul(%x, %g) {transpose_b = true}
+      %b = matmul(%x, %u) {transpose_b = true}
+      %s = silu(%a)
+      %h = mul(%s, %b)
+      return %h
+    }""")
+    assert [op.name for op in region.body.ops] == ["matmul", "matmul", "silu", "mul"]
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [("%y", "another left operand"), ("%x", "results that don't meet")],
+)
+def test_products_that_are_no_pair_stay_apart(left: str, why: str) -> None:
+    use = "%h = mul(%s, %b)\n return %h" if left == "%y" else "return %s, %b"
+    regions = fused(f"""func @f(%x: f32[N, 8], %y: f32[N, 8], %g: f32[4, 8], %u: f32[4, 8]) {{
+      %a = matmul(%x, %g) {{transpose_b = true}}
+      %b = matmul({left}, %u) {{transpose_b = true}}
+      %s = silu(%a)
+      {use}
+    }}""")
+    assert families(regions) == ["matmul", "matmul"], why
+
+
+def test_a_region_is_convex() -> None:
+    """The norm needs the product's result, and the sum needs both: the sum can't join the product around the norm."""
+    regions = fused("""func @f(%x: f32[N, 8], %w: f32[8, 8]) {
+      %y = matmul(%x, %w) {transpose_b = true}
+      %n = rms_norm(%y, _)
+      %z = add(%y, %n)
+      return %z
+    }""")
+    assert families(regions) == ["matmul", "row"]
+    assert [op.name for op in regions[1].body.ops] == ["rms_norm", "add"]
+
+
+def test_rows_that_nobody_wrote_by_hand_are_one_kernel() -> None:
+    (region,) = fused("""func @f(%x: f32[N, 8], %t: f32[9, 8], %ids: i32[N]) {
+      %e = gather(%t, %ids)
+      %s = add(%x, %e)
+      %m = max(%s) {axes = [1], keep = true}
+      %d = sub(%s, %m)
+      %p = softmax(%d)
+      %a = slice(%p) {axis = 1, start = 0, stop = 4}
+      %b = slice(%p) {axis = 1, start = 4, stop = 8}
+      %c = concat([%b, %a]) {axis = 1}
+      %n = rms_norm(%c, _)
+      return %n, %s
+    }""")
+    assert region.family == "row"
+    assert len(region.body.ops) == 9
+
+
+def test_rows_of_different_counts_are_different_kernels() -> None:
+    regions = fused("""func @f(%x: f32[N, 8], %y: f32[3, 8]) {
+      %a = neg(%x)
+      %b = neg(%y)
+      return %a, %b
+    }""")
+    assert families(regions) == ["row", "row"]
+
+
+def test_element_wise_work_goes_to_its_only_reader() -> None:
+    """The gate is cut from the product with q, but only the last kernel wants it: nothing is stored in between."""
+    regions = fused("""func @f(%x: f32[N, 8], %w: f32[16, 8], %v: f32[8, 8]) {
+      %y = matmul(%x, %w) {transpose_b = true}
+      %q = slice(%y) {axis = 1, start = 0, stop = 8}
+      %g = slice(%y) {axis = 1, start = 8, stop = 16}
+      %n = rms_norm(%q, _)
+      %s = sigmoid(%g)
+      %o = matmul(%n, %v) {transpose_b = true}
+      %m = rms_norm(%o, _)
+      %z = mul(%m, %s)
+      return %z
+    }""")
+    assert families(regions) == ["matmul", "row", "matmul", "row"]
+    assert [op.name for op in regions[1].body.ops] == ["slice", "rms_norm"]
+    assert {"slice", "sigmoid", "rms_norm", "mul"} == {op.name for op in regions[3].body.ops}
+
+
+def test_a_reshape_between_kernels_is_only_a_view() -> None:
+    module = parse_module(
+        HEAD
+        + """func @f(%x: f32[N, 8], %w: f32[8, 8], %v: f32[4, 4]) {
+      %y = matmul(%x, %w) {transpose_b = true}
+      %r = reshape(%y) {shape = [2*N, 4]}
+      %z = matmul(%r, %v) {transpose_b = true}
+      return %z
+    }"""
+    )
+    PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("cpu"))
+    assert [op.name for op in module.functions["f"].body.ops] == ["fused", "reshape", "fused"]

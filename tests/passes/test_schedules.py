@@ -1,0 +1,125 @@
+"""Schedulers: crossovers are solved right, unsafe forms are illegal, and selection follows the costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import sympy
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.passes.support_model import Program, tiny_spec
+
+from ringc.errors import CodegenError
+from ringc.ir.ops.mixers import LinearAttention
+from ringc.passes.pipeline import default_pipeline, parse_pipeline
+from ringc.passes.schedules.candidates import candidates, typical_sizes
+from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, forms, switch_length
+from ringc.passes.schedules.model import N, at, crossover
+from ringc.passes.schedules.predict import predicted_seconds
+from ringc.passes.target import TARGETS, target
+
+MINI = Problem(heads=16, dk=128, dv=128, element=2, steepest=0.71)
+
+
+@given(fixed=st.floats(0.1, 50), slow=st.floats(1.0, 9.0), fast=st.floats(0.01, 0.9))
+def test_a_crossover_is_the_first_length_at_which_the_second_costs_less(fixed: float, slow: float, fast: float) -> None:
+    first, second = slow * N, fixed + fast * N
+    found = crossover(first, second, "N", {})
+    assert found is not None
+    assert at(second, {"N": found}) < at(first, {"N": found})
+    assert found == 1 or at(second, {"N": found - 1}) >= at(first, {"N": found - 1})
+
+
+def test_no_crossover_where_the_second_never_wins() -> None:
+    assert crossover(sympy.sympify(N), 2 * N + 1, "N", {}) is None
+
+
+@pytest.mark.parametrize("name", ["cpu", "sm_80", "sm_90", "sm_100"])
+def test_long_sequences_are_chunked_and_single_tokens_are_not(name: str) -> None:
+    switch = switch_length(MINI, target(name))
+    assert switch is not None
+    assert 2 <= switch <= 256
+    costs = {form: c.seconds for form, c in forms(MINI, target(name)).items()}
+    one, long = {"N": 1, "B": 1}, {"N": 8192, "B": 1}
+    assert at(costs["recurrent"], one) < at(costs["chunked"], one)
+    assert at(costs["chunked"], long) < at(costs["recurrent"], long)
+
+
+def test_the_cpu_block_shrinks_with_the_slope_until_no_block_is_safe() -> None:
+    cpu = target("cpu")
+    chunk = {s: forms(replace(MINI, steepest=s), cpu)["chunked"] for s in (0.7, 5.0, 10.0, 16.0)}
+    assert "chunk=16" in chunk[0.7].implementation
+    assert "chunk=8" in chunk[5.0].implementation
+    assert "chunk=4" in chunk[10.0].implementation
+    assert chunk[16.0].illegal
+    assert 4 * 16.0 > SAFE_EXPONENT
+    assert switch_length(replace(MINI, steepest=16.0), cpu) is None
+
+
+def test_steep_slopes_reach_the_scheduler_from_the_spec() -> None:
+    spec = tiny_spec()
+    assert spec.linear is not None
+    decay = {"kind": "explicit", "slopes": (20.0, 1.0, 0.5, 0.1), "layer_factor": "none"}
+    linear = spec.linear.model_dump() | {"decay": decay}
+    program = Program(type(spec).model_validate(spec.model_dump() | {"linear": linear}), default_pipeline())
+    longest = program.lowered.functions["prefill.long"]
+    assert longest.notes["form"] == "recurrent"
+    assert longest.notes["switch"] is None
+    assert "exceeds" in dict((form, why) for form, _, why in longest.notes["forms"])["chunked"]
+
+
+def test_an_illegal_form_that_was_asked_for_is_an_error() -> None:
+    program = Program(tiny_spec(), parse_pipeline("canonicalize,cse,raise,dce,outline,fuse"))
+    body = next(
+        op.body
+        for f in program.lowered.functions.values()
+        for op in f.body.ops
+        if getattr(op, "family", "") == "linear_attention"
+    )
+    (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
+    mixer.form, mixer.steepest = "chunked", 99.0
+    with pytest.raises(CodegenError, match="exp overflows"):
+        candidates("linear_attention", body, (17, 0), target("cpu"))
+
+
+def test_one_row_streams_the_weight_and_many_rows_are_tiled() -> None:
+    module = Program(tiny_spec(), default_pipeline()).lowered
+
+    def products(version: str) -> set[str]:
+        launched = {
+            op.kernel
+            for f in module.functions.values()
+            if f.name.startswith(version)
+            for op in f.body.ops
+            if op.name == "launch"
+        }
+        return {
+            str(module.functions[k].notes["implementation"])
+            for k in launched
+            if module.functions[k].notes["family"] == "matmul" and "N" in str(module.functions[k].body.args[0].type)
+        }
+
+    assert products("decode.one") == {"tvm.matmul{rows=1,block=32}"}
+    assert products("prefill.long") == {"tvm.matmul{rows=8,block=32}"}
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_every_version_has_a_predicted_time_that_grows_with_the_tokens(name: str) -> None:
+    module = Program(tiny_spec(), default_pipeline(), name).lowered
+    for function in module.functions.values():
+        if "guard" in function.notes:
+            sizes = typical_sizes(function.notes["rows"], function.notes["serves"])
+            few = predicted_seconds(module, function, sizes)
+            more = predicted_seconds(module, function, sizes | {"N": 64 * sizes["N"], "B": 64 * sizes["B"]})
+            assert 0 < few < more
+
+
+def test_guards_are_tried_from_the_most_special_to_one_without() -> None:
+    module = Program(tiny_spec(), default_pipeline()).lowered
+    guards: dict[str, list[str]] = {}
+    for function in module.functions.values():
+        if "guard" in function.notes:
+            guards.setdefault(function.notes["entry"], []).append(function.notes["guard"])
+    assert set(guards) == {"prefill", "decode"}
+    assert all(g[-1] == "" and all(g[:-1]) for g in guards.values())
