@@ -59,7 +59,7 @@ class Backend(Protocol):
 
 BACKENDS = {
     "torch": "ringc.codegen.torch.backend:TorchBackend",
-    "tvm": "ringc.codegen.tvm_backend:TvmBackend",
+    "tvm": "ringc.codegen.tvm.build:TvmBackend",
     "triton": "ringc.codegen.triton.backend:TritonBackend",
 }
 """Name -> where its class is."""

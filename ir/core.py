@@ -375,7 +375,12 @@ class Block:
                 value = getattr(op, f.name)
                 many = f.metadata["kind"] == "operands"
                 taken.append([number[v] for v in value] if many else None if value is None else number[value])
-            say(op.name, taken, [(k, str(v)) for k, v in op.attrs().items()], [r.structural_hash() for r in op.regions()])
+            say(
+                op.name,
+                taken,
+                [(k, str(v)) for k, v in op.attrs().items()],
+                [r.structural_hash() for r in op.regions()],
+            )
             for value in op.results:
                 number[value] = len(number)
                 say(str(value.type))

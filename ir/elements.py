@@ -90,7 +90,9 @@ def regroup(source: Shape, target: Shape) -> list[tuple[range, range]]:
 def _smaller(a: Dim, b: Dim) -> bool:
     if isinstance(a, int) and isinstance(b, int):
         return a < b
-    return isinstance(a, int) or (not isinstance(b, int) and len(b.free_symbols) >= len(a.free_symbols) and (b / a).is_integer is True)
+    return isinstance(a, int) or (
+        not isinstance(b, int) and len(b.free_symbols) >= len(a.free_symbols) and (b / a).is_integer is True
+    )
 
 
 def reshaped_index(at: Sequence[E], source: Shape, target: Shape, math: Elements) -> list[E]:

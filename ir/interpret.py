@@ -52,7 +52,9 @@ def bind_sizes(args: Sequence[Value], inputs: Sequence[torch.Tensor]) -> dict[st
         left = [(a, x) for a, x in pending if not _bind_one(a, x, sizes)]
         if len(left) == len(pending) and len(sizes) == known:
             arg, given = left[0]
-            raise IRError(f"%{arg.name} is a {arg.type}, but its input has the shape [{shape_text(given.shape)}] ({sizes})")
+            raise IRError(
+                f"%{arg.name} is a {arg.type}, but its input has the shape [{shape_text(given.shape)}] ({sizes})"
+            )
         pending = left
     return sizes
 

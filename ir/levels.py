@@ -40,7 +40,9 @@ def verify(module: Module) -> None:
 def _verify_names(function: Function) -> None:
     for name in (function.name, *function.notes):
         if not NAME.fullmatch(name):
-            raise IRError(f"'{name}' is no name that can be written and read back", help="use letters, digits, . - and _")
+            raise IRError(
+                f"'{name}' is no name that can be written and read back", help="use letters, digits, . - and _"
+            )
 
 
 def _verify_block(block: Block, allowed: frozenset[str], fused: frozenset[str], module: Module) -> None:
@@ -51,7 +53,9 @@ def _verify_block(block: Block, allowed: frozenset[str], fused: frozenset[str], 
             raise IRError(f"{op} may not stand at this level", help=f"allowed are {', '.join(sorted(allowed))}")
         types = list(op.infer())
         if types != [r.type for r in op.results]:
-            raise IRError(f"{op} says its results are {[str(r.type) for r in op.results]}, but makes {[str(t) for t in types]}")
+            raise IRError(
+                f"{op} says its results are {[str(r.type) for r in op.results]}, but makes {[str(t) for t in types]}"
+            )
         _verify_known(op.results, f"{op} makes", module)
         if op.scope and not NAME.fullmatch(op.scope):
             raise IRError(f"{op} has the scope '{op.scope}', which can't be written and read back")
@@ -84,7 +88,9 @@ def _verify_call(op: Call | Launch, module: Module) -> None:
         raise IRError(f"{op.name} of @{name}, which is not in the module")
     body = module.functions[name].body
     if [v.type for v in op.arguments] != [a.type for a in body.args]:
-        raise IRError(f"@{name} takes {[str(a.type) for a in body.args]}, but gets {[str(v.type) for v in op.arguments]}")
+        raise IRError(
+            f"@{name} takes {[str(a.type) for a in body.args]}, but gets {[str(v.type) for v in op.arguments]}"
+        )
     if list(op.out) != [v.type for v in body.outputs]:
         raise IRError(f"@{name} gives back {[str(v.type) for v in body.outputs]}, not {[str(t) for t in op.out]}")
 
@@ -95,11 +101,15 @@ def _verify_states(block: Block, module: Module) -> None:
     for op in block.ops:
         for value in op.inputs():
             if isinstance(value.type, StateType) and value in written:
-                raise IRError(f"{op} takes %{value.name}, which {written[value]} has written", help="take the new value")
+                raise IRError(
+                    f"{op} takes %{value.name}, which {written[value]} has written", help="take the new value"
+                )
         written.update((v, op) for v in op.inputs() if isinstance(v.type, StateType) and _writes(op, v, module))
     for value in block.outputs:
         if value in written:
-            raise IRError(f"%{value.name} is given back, but {written[value]} has written it", help="give back the new value")
+            raise IRError(
+                f"%{value.name} is given back, but {written[value]} has written it", help="give back the new value"
+            )
 
 
 def _writes(op: Op, state: Value, module: Module) -> bool:
@@ -109,5 +119,11 @@ def _writes(op: Op, state: Value, module: Module) -> bool:
     if not isinstance(op, Call | Launch | RegionOp):
         return True
     bodies = op.regions() if isinstance(op, RegionOp) else [module.functions[_callee(op)].body]
-    inner = [(user, arg) for b in bodies for arg, v in zip(b.args, op.inputs(), strict=True) if v is state for user in arg.users()]
+    inner = [
+        (user, arg)
+        for b in bodies
+        for arg, v in zip(b.args, op.inputs(), strict=True)
+        if v is state
+        for user in arg.users()
+    ]
     return any(_writes(user, arg, module) for user, arg in inner)

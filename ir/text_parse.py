@@ -48,7 +48,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _hint_text(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("ringc.ir.types.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not typing.get_args(hint)
+        else str(hint).replace("ringc.ir.types.", "")
+    )
 
 
 def parse_module(text: str, file: str | Path = "<text>") -> Module:
@@ -288,7 +292,11 @@ class _Parser:
                 self.fail(f"{cls.name} has no attribute {name}", at=at, help=did_you_mean(name, known))
             hint = _field_types(cls.name)[name]
             if not _fits(given[name], hint):
-                self.fail(f"{name} of {cls.name} can't be {literal(given[name])}", at=at, help=f"it is of type {_hint_text(hint)}")
+                self.fail(
+                    f"{name} of {cls.name} can't be {literal(given[name])}",
+                    at=at,
+                    help=f"it is of type {_hint_text(hint)}",
+                )
         return given
 
     def result_types(self, op: Op, names: list[str], at: int) -> None:

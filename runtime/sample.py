@@ -40,7 +40,7 @@ def sample(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator 
     if sampling.temperature == 0:
         return logits.argmax(-1)
     scaled = logits.float() / sampling.temperature
-    ordered, order = scaled.sort(-1, descending=True, stable=True)
+    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         ordered[:, sampling.top_k :] = float("-inf")
     probabilities = ordered.softmax(-1)

@@ -73,7 +73,9 @@ class Scatter(Op):
         base, ids, src = (v.tensor for v in self.inputs())
         self.require(base.rank >= 1 and base.rank == ids.rank, "operands of different rank, or scalars")
         self.require(ids.dtype in (DType.I32, DType.I64), "positions are integers")
-        self.require(base.shape[:-1] == ids.shape[:-1] and ids.shape == src.shape, "operands differ beside the last axis")
+        self.require(
+            base.shape[:-1] == ids.shape[:-1] and ids.shape == src.shape, "operands differ beside the last axis"
+        )
         self.require(base.dtype == src.dtype, "base and src of different types")
         return [base]
 

@@ -65,7 +65,9 @@ class Attention(Composite):
         self.require(self.keys.type == self.values.type, "the caches differ in shape")
         check_segments(self, self.slots, self.offsets)
         positions = self.positions.tensor
-        self.require(positions.dtype is DType.I32 and positions.shape == q.shape[:1], "needs one position i32 for each token")
+        self.require(
+            positions.dtype is DType.I32 and positions.shape == q.shape[:1], "needs one position i32 for each token"
+        )
         return [q]
 
     @property

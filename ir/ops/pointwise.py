@@ -39,7 +39,9 @@ class Pointwise(Elementwise):
 
     def infer(self) -> Sequence[Type]:
         types = [v.tensor for v in self.inputs()]
-        self.require(len({t.dtype for t in types}) == 1, f"operands of different types: {[str(t.dtype) for t in types]}")
+        self.require(
+            len({t.dtype for t in types}) == 1, f"operands of different types: {[str(t.dtype) for t in types]}"
+        )
         return [broadcast_shape(self, types)]
 
     def element(self, at: Sequence[E], read: Read, math: Elements) -> E:
@@ -371,4 +373,3 @@ class Cast(Elementwise):
 
     def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:
         return inputs[0].to(env.dtype(self.result.type))
-

@@ -50,9 +50,13 @@ class Route(Composite):
             self.require(self.bias.tensor.dtype == logits.dtype, "logits and bias of different types")
         self.require(self.score in ("sigmoid", "softmax"), f"there is no score '{self.score}'")
         self.require(self.top_k >= 1 and self.groups >= 1, "chooses nothing")
-        self.require(int(experts) % self.groups == 0 and 1 <= self.keep <= self.groups, "the groups don't fit the experts")
+        self.require(
+            int(experts) % self.groups == 0 and 1 <= self.keep <= self.groups, "the groups don't fit the experts"
+        )
         each = int(experts) // self.groups
-        self.require(self.keep == self.groups or 1 <= self.group_top <= each, f"a group has {each} experts, not {self.group_top}")
+        self.require(
+            self.keep == self.groups or 1 <= self.group_top <= each, f"a group has {each} experts, not {self.group_top}"
+        )
         self.require(self.top_k <= self.keep * each, "fewer experts are kept than chosen")
         chosen = logits.with_shape((logits.shape[0], self.top_k))
         return [chosen.with_dtype(DType.I32), chosen]
@@ -89,4 +93,3 @@ class Route(Composite):
     def flops(self) -> Dim:
         """About one pass over the logits for each selected expert and group."""
         return mul(self.logits.tensor.elements, 2 + self.top_k)
-

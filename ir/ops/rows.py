@@ -94,9 +94,13 @@ class Rope(Composite, Elementwise):
 
     def infer(self) -> Sequence[Type]:
         x, cos, sin = (v.tensor for v in self.inputs())
-        self.require(x.rank == 3 and cos.rank == 2 and cos.shape == sin.shape, "needs x [N, H, D], cos and sin [N, r/2]")
+        self.require(
+            x.rank == 3 and cos.rank == 2 and cos.shape == sin.shape, "needs x [N, H, D], cos and sin [N, r/2]"
+        )
         self.require(x.shape[0] == cos.shape[0], "x and the angles differ in rows")
-        self.require(x.dtype == cos.dtype == sin.dtype and x.dtype.is_float, "operands of different types, or not floating-point")
+        self.require(
+            x.dtype == cos.dtype == sin.dtype and x.dtype.is_float, "operands of different types, or not floating-point"
+        )
         half, channels = cos.shape[1], x.shape[2]
         self.require(isinstance(half, int) and isinstance(channels, int), "the channels are a known number")
         self.require(2 * half <= channels, f"{half} pairs don't fit into {channels} channels")
@@ -150,4 +154,3 @@ class Rope(Composite, Elementwise):
         made = math.apply("mul", x, cos)
         made = math.apply("where", second, math.apply("add", made, turned), math.apply("sub", made, turned))
         return math.apply("where", rotated, made, x)
-

@@ -35,12 +35,22 @@ class Scan(Op):
         self.require(bool(self.xs), "there is nothing to run over")
         rows = self.xs[0].shape[0]
         for x in self.xs:
-            self.require(x.shape[0] == rows and x.tensor.segments == initial.shape[0], f"{x} is not [rows / segments, ...]")
+            self.require(
+                x.shape[0] == rows and x.tensor.segments == initial.shape[0], f"{x} is not [rows / segments, ...]"
+            )
         state = TensorType(initial.dtype, initial.shape[1:])
-        expected = [state, *(TensorType(x.tensor.dtype, x.shape[1:]) for x in self.xs), *(c.type for c in self.constants)]
+        expected = [
+            state,
+            *(TensorType(x.tensor.dtype, x.shape[1:]) for x in self.xs),
+            *(c.type for c in self.constants),
+        ]
         given = [a.type for a in self.body.args]
-        self.require(given == expected, f"the body takes {[str(t) for t in given]}, but gets {[str(t) for t in expected]}")
-        self.require(bool(self.body.outputs) and self.body.outputs[0].type == state, f"the body must give back a {state} first")
+        self.require(
+            given == expected, f"the body takes {[str(t) for t in given]}, but gets {[str(t) for t in expected]}"
+        )
+        self.require(
+            bool(self.body.outputs) and self.body.outputs[0].type == state, f"the body must give back a {state} first"
+        )
         ys = [v.tensor for v in self.body.outputs[1:]]
         return [initial, *(TensorType(y.dtype, (rows, *y.shape), initial.shape[0]) for y in ys)]
 

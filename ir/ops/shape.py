@@ -68,7 +68,9 @@ class Transpose(Elementwise):
 
     def infer(self) -> Sequence[Type]:
         x = self.x.tensor
-        self.require(sorted(self.axes) == list(range(x.rank)), f"{list(self.axes)} doesn't name each of {x.rank} axes once")
+        self.require(
+            sorted(self.axes) == list(range(x.rank)), f"{list(self.axes)} doesn't name each of {x.rank} axes once"
+        )
         shape = tuple(x.shape[a] for a in self.axes)
         return [TensorType(x.dtype, shape, x.segments if self.axes[:1] == (0,) else None)]
 
@@ -127,7 +129,9 @@ class Concat(Elementwise):
             rest = [d for i, d in enumerate(t.shape) if i != self.axis]
             self.require(t.rank == first.rank, "parts of different rank")
             self.require(t.dtype == first.dtype, "parts of different types")
-            self.require(rest == [d for i, d in enumerate(first.shape) if i != self.axis], "parts differ beside the axis")
+            self.require(
+                rest == [d for i, d in enumerate(first.shape) if i != self.axis], "parts differ beside the axis"
+            )
             total = add(total, t.shape[self.axis])
         return [first.with_shape((*first.shape[: self.axis], total, *first.shape[self.axis + 1 :]))]
 
@@ -161,7 +165,9 @@ class Pack(Op):
     def infer(self) -> Sequence[Type]:
         x = self.x.tensor
         self.require(x.layout == Layout(), "the operand is packed already")
-        self.require(all(0 <= a < x.rank and n > 1 for a, n in self.blocks), f"blocks {self.blocks} of a rank-{x.rank} tensor")
+        self.require(
+            all(0 <= a < x.rank and n > 1 for a, n in self.blocks), f"blocks {self.blocks} of a rank-{x.rank} tensor"
+        )
         return [replace(x, layout=Layout(self.blocks))]
 
     def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:

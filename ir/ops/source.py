@@ -30,12 +30,18 @@ class Param(Op):
         stacks = self.source.count("*")
         self.require(stacks <= 1, f"'{self.source}' has more than one *")
         self.require(not stacks or bool(self.shape), f"'{self.source}' is stacked along an axis that it hasn't")
-        self.require(all(isinstance(d, int) and d > 0 for d in self.shape), "a parameter's sizes are known positive integers")
+        self.require(
+            all(isinstance(d, int) and d > 0 for d in self.shape), "a parameter's sizes are known positive integers"
+        )
         return [TensorType(self.dtype, self.shape)]
 
     def names(self) -> list[str]:
         """The published names that make up the tensor."""
-        return [self.source.replace("*", str(i)) for i in range(int(self.shape[0]))] if "*" in self.source else [self.source]
+        return (
+            [self.source.replace("*", str(i)) for i in range(int(self.shape[0]))]
+            if "*" in self.source
+            else [self.source]
+        )
 
     def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:
         import torch

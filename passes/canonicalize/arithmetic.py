@@ -52,7 +52,7 @@ def constant_right(op: Binary, r: Rewriter) -> None:
     r.replace(op, r(op.clone({op.a: op.b, op.b: op.a})))
 
 
-_FOLD: dict[type[Op], Callable[..., float]] = {
+FOLD: dict[type[Op], Callable[..., float]] = {
     Add: lambda a, b: a + b,
     Sub: lambda a, b: a - b,
     Mul: lambda a, b: a * b,
@@ -67,15 +67,16 @@ _FOLD: dict[type[Op], Callable[..., float]] = {
     Sqrt: math.sqrt,
     Rsqrt: lambda x: 1 / math.sqrt(x),
 }
+"""Arithmetic on numbers."""
 
 
-@pattern(*_FOLD)
+@pattern(*FOLD)
 def fold_scalars(op: Pointwise, r: Rewriter) -> None:
     """An operation on constant scalars is a constant. Tables are left alone: they are data, such as slopes."""
     numbers = [number(v) for v in op.inputs()]
     need(op.result.type.dtype.is_float or not isinstance(op, Div), "division of integers gives a fraction")
     try:
-        made = _FOLD[type(op)](*numbers)
+        made = FOLD[type(op)](*numbers)
     except (ArithmeticError, ValueError):
         no_match("undefined, or beyond the range of numbers")
     dtype = op.result.tensor.dtype
@@ -190,4 +191,4 @@ RULES = (
     multiply_by_inverse,
 )
 
-__all__ = ["RULES", "is_number", "number"]
+__all__ = ["FOLD", "RULES", "is_number", "number"]

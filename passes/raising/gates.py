@@ -14,7 +14,7 @@ from ringc.passes.rewrite import Rewriter, need, no_match, pattern, single_user
 
 @pattern(Div)
 def sigmoid_quotient(op: Div, r: Rewriter) -> None:
-    """`1 / (1 + exp(-x))` -> `sigmoid(x)`, `x / (1 + exp(-x))` -> `silu(x)`."""
+    """`1 / (1 + exp(-x))` -> `sigmoid(x)`, `x / (1 + exp(-x))` -> `silu(x)`, and of another y, `y sigmoid(x)`."""
     m = Match()
     below = m.take(op.b, Add)
     need(number(below.b) == 1, "not one more than an exponential")
@@ -24,9 +24,8 @@ def sigmoid_quotient(op: Div, r: Rewriter) -> None:
     if op.a is x:
         r.replace(op, r(Silu(x)))
         return
-    need(is_number(op.a), "the quotient of another value")
     s = r(Sigmoid(x))
-    r.replace(op, s if number(op.a) == 1 else r(Mul(s, op.a)))
+    r.replace(op, s if is_number(op.a) and number(op.a) == 1 else r(Mul(op.a, s)))
 
 
 @pattern(Mul)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from ringc.ir.core import Env, Op, Value
-from ringc.ir.ops.pointwise import Binary, Cast, Mul
-from ringc.ir.ops.shape import Reshape
+from ringc.ir.core import Op, Value
+from ringc.ir.ops.pointwise import Binary, Cast, Mul, Pointwise
+from ringc.ir.ops.shape import Broadcast, Reshape
 from ringc.ir.ops.source import Constant, Iota
-from ringc.passes.canonicalize.arithmetic import is_number, number
+from ringc.passes.canonicalize.arithmetic import FOLD, is_number, number
 from ringc.passes.canonicalize.movement import squeezed
 from ringc.passes.rewrite import NoMatch, need, no_match
-
-if TYPE_CHECKING:
-    import torch
 
 AnyOp = TypeVar("AnyOp", bound=Op)
 Found = TypeVar("Found")
@@ -115,33 +112,40 @@ def known_integers(value: Value) -> list[int]:
     """The elements of a vector of integers that constants, counts and arithmetic on them make.
 
     Raises:
-        NoMatch: it depends on anything else, or is long.
+        NoMatch: it depends on anything else.
     """
     need(value.tensor.rank == 1 and not value.type.dtype.is_float, "not a vector of integers")
-    return [int(i) for i in _evaluated(value).tolist()]
+    return [int(x) for x in known_numbers(value)]
 
 
 def known_numbers(value: Value) -> list[float]:
-    """The elements of a tensor, flat, that constants and arithmetic on them make, in double precision.
+    """The elements of a tensor, in row-major order, that constants and arithmetic on them make, in double precision.
+
+    A single number may stand for as many as there are: it is the list's only element then.
 
     Raises:
-        NoMatch: it depends on anything else, or is long.
+        NoMatch: it depends on anything else.
     """
-    return [float(x) for x in _evaluated(value).reshape(-1).tolist()]
-
-
-_LONGEST = 4096
-
-
-def _evaluated(value: Value) -> torch.Tensor:
-    import torch
-
     op = value.op
-    need(op is not None and len(op.results) == 1, "not known at compile time")
-    assert op is not None
-    elements = value.tensor.elements
-    need(isinstance(elements, int) and elements <= _LONGEST, "not known at compile time, or long")
-    need(bool(op.inputs()) or isinstance(op, Constant | Iota), "not known at compile time")
-    made = op.reference(Env({}, torch.float64), *(_evaluated(v) for v in op.inputs()))
-    assert isinstance(made, torch.Tensor)
-    return made
+    match op:
+        case Constant():
+            return list(op.value)
+        case Iota(length=int()):
+            return list(range(int(op.length)))
+        case Reshape() | Cast():
+            return known_numbers(op.x)
+        case Broadcast() if op.x.tensor.elements == 1:
+            return known_numbers(op.x)
+        case Pointwise() if type(op) in FOLD:
+            operands = [known_numbers(v) for v in op.inputs()]
+            count = max(map(len, operands))
+            # Lists of equal length are elements at equal positions unless an axis of size 1 was repeated.
+            need(
+                all(len(x) in (1, count) for x in operands) and count in (1, value.tensor.elements), "positions differ"
+            )
+            spread = [x * count if len(x) == 1 else x for x in operands]
+            try:
+                return [FOLD[type(op)](*elements) for elements in zip(*spread, strict=True)]
+            except (ArithmeticError, ValueError):
+                no_match("undefined, or beyond the range of numbers")
+    return no_match("not known at compile time")

@@ -12,7 +12,7 @@ from ringc.ir.ops.rows import Rope
 from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice
 from ringc.passes.canonicalize.arithmetic import is_number
 from ringc.passes.canonicalize.slices import count
-from ringc.passes.raising.match import Match, either, is_unit_reshape, without_units
+from ringc.passes.raising.match import Match, either, is_unit_reshape, look, without_units
 from ringc.passes.rewrite import Rewriter, need, no_match, pattern
 
 
@@ -121,30 +121,33 @@ def _half(r: Rewriter, table: Value) -> Value:
 @pattern(Add)
 def rope_rotate_half(op: Add, r: Rewriter) -> None:
     """`x cos2 + concat(-b, a) sin2` with the halves a, b of x, and tables that hold every angle twice."""
+
+    def terms(plain: Value, turned: Value) -> tuple[Mul, Mul, Concat, Value]:
+        product = look(turned, Mul)
+        copy, sin = either(product, lambda table, copy: (_rotated_copy(copy), table))
+        return look(plain, Mul), product, copy, sin
+
+    plain, turned, copy, sin = either(op, terms)
+    minus_b = look(copy.parts[0], Neg)
+    a, b = copy.parts[1], minus_b.x
+    x, cos = (plain.a, plain.b) if _channels(plain.a)[0] is _channels(b)[0] else (plain.b, plain.a)
     m = Match()
-    m.found[op] = None
-
-    def rotated_copy(table: Value, copy: Value) -> tuple[Value, Value, Concat]:
-        return table, copy, m.take(copy, Concat)
-
-    def terms(plain: Value, turned: Value) -> tuple[Value, Value, Value, Concat]:
-        sin, _, copy = either(m.take(turned, Mul), rotated_copy)
-        need(len(copy.parts) == 2 and copy.axis == 2 and copy.result.tensor.rank == 3, "not a rotated copy")
-        other = m.take(plain, Mul)
-        b = m.take(copy.parts[0], Neg).x
-        source = _channels(b)[0]
-        x, cos = (other.a, other.b) if _channels(other.a)[0] is source else (other.b, other.a)
-        return x, cos, sin, copy
-
-    x, cos, sin, copy = either(op, terms)
+    m.found |= dict.fromkeys([op, plain, turned, copy, minus_b])
     m.closed(op.result)
-    (whole, start, step, size), (base, b_start, b_step, pairs) = _channels(x), _channels(copy.parts[0].op.inputs()[0])  # type: ignore[union-attr]
-    other_base, a_start, a_step, a_count = _channels(copy.parts[1])
+    (whole, start, step, size), (base, b_start, b_step, pairs) = _channels(x), _channels(b)
+    other_base, a_start, a_step, a_count = _channels(a)
     need(whole is base and base is other_base and step == a_step == b_step == 1, "halves of different values")
     need(size == 2 * pairs == 2 * a_count and a_start == start and b_start == start + pairs, "not the two halves")
     need(cos.shape == sin.shape == (x.shape[0], 1, size), "tables of another shape")
     cos, sin = (_angles(r, _half(r, t), x, pairs) for t in (cos, sin))
     r.replace(op, r(Rope(x, cos, sin, False)))
+
+
+def _rotated_copy(value: Value) -> Concat:
+    copy = look(value, Concat)
+    need(copy.axis == 2 and copy.result.tensor.rank == 3 and len(copy.parts) == 2, "not a copy of a head's channels")
+    look(copy.parts[0], Neg)
+    return copy
 
 
 @pattern(Concat)

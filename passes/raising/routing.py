@@ -135,7 +135,10 @@ def _spread(m: Match, mask: Value) -> Value:
         op = m.take(value, type(value.op))
         if isinstance(op, Broadcast):
             # Copies must run along the experts of a group: [N, G, 1] to [N, G, E/G].
-            need(op.x.tensor.rank == 3 and op.shape[:2] == op.x.shape[:2] and op.x.shape[2] == 1, "not one choice for each group")
+            need(
+                op.x.tensor.rank == 3 and op.shape[:2] == op.x.shape[:2] and op.x.shape[2] == 1,
+                "not one choice for each group",
+            )
             by_expert = True
         value = op.inputs()[0]
     need(value.tensor.rank == 2, "not one choice for each group")

@@ -36,7 +36,13 @@ Fill = Callable[[tuple[int, ...], dict[str, int], torch.Generator], torch.Tensor
 def sizes(draw: st.DrawFn) -> dict[str, int]:
     """Values of the symbols, such that every strategy's operands can be filled: P >= B slots, S >= N rows a slot."""
     n, b = draw(st.integers(0, 6)), draw(st.integers(1, 3))
-    return {"N": n, "B": b, "P": draw(st.integers(b, 5)), "S": max(n, 1) + draw(st.integers(0, 2)), "M": draw(st.integers(1, 4))}
+    return {
+        "N": n,
+        "B": b,
+        "P": draw(st.integers(b, 5)),
+        "S": max(n, 1) + draw(st.integers(0, 2)),
+        "M": draw(st.integers(1, 4)),
+    }
 
 
 @dataclass
@@ -108,7 +114,9 @@ class Graph:
 
 def names() -> st.SearchStrategy[str]:
     """Hints for values: none, common ones that collide, and odd ones."""
-    return st.sampled_from(["", "", "x", "x", "x_1", "h.0", "a-b", "in", "return", "_", "q k", "λ", "3", "0x", "true", "f32", "%y"])
+    return st.sampled_from(
+        ["", "", "x", "x", "x_1", "h.0", "a-b", "in", "return", "_", "q k", "λ", "3", "0x", "true", "f32", "%y"]
+    )
 
 
 def anything(dtype: DType) -> Fill:
@@ -133,7 +141,9 @@ def positive(shape: tuple[int, ...], values: dict[str, int], generator: torch.Ge
 def nonzero(dtype: DType) -> Fill:
     def fill(shape: tuple[int, ...], values: dict[str, int], generator: torch.Generator) -> torch.Tensor:
         sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-        return (torch.randint(1, 5, shape, generator=generator) * sign).to(dtype.torch if not dtype.is_float else torch.float64)
+        return (torch.randint(1, 5, shape, generator=generator) * sign).to(
+            dtype.torch if not dtype.is_float else torch.float64
+        )
 
     return fill
 

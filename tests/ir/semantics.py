@@ -107,7 +107,11 @@ def topk(op: Any, given: Given, x: Array) -> tuple[Array, Array]:
 def sort_by_key(op: Any, given: Given, keys: Array) -> tuple[Array, Array, Array]:
     rows = sorted(range(len(keys)), key=lambda r: keys[r])
     offsets = [sum(1 for k in keys if k < e) for e in range(op.num_keys + 1)]
-    return np.array(rows, dtype=np.int32), np.array(offsets), np.array([rows.index(r) for r in range(len(keys))], dtype=np.int32)
+    return (
+        np.array(rows, dtype=np.int32),
+        np.array(offsets),
+        np.array([rows.index(r) for r in range(len(keys))], dtype=np.int32),
+    )
 
 
 def matmul(op: Any, given: Given, a: Array, b: Array) -> Array:
@@ -125,7 +129,9 @@ def segment_matmul(op: Any, given: Given, x: Array, w: Array, offsets: Array) ->
 
 
 def state_read(op: Any, given: Given, state: Array, slots: Array) -> Array:
-    return np.array([state[s] if s >= 0 else np.zeros(state.shape[1:]) for s in slots]).reshape(len(slots), *state.shape[1:])
+    return np.array([state[s] if s >= 0 else np.zeros(state.shape[1:]) for s in slots]).reshape(
+        len(slots), *state.shape[1:]
+    )
 
 
 def state_write(op: Any, given: Given, state: Array, slots: Array, content: Array) -> Array:
@@ -185,7 +191,9 @@ def route(op: Any, given: Given, logits: Array, bias: Array | None = None) -> tu
     return ids, weights
 
 
-def attention(op: Any, given: Given, q: Array, keys: Array, values: Array, slots: Array, offsets: Array, positions: Array) -> Array:
+def attention(
+    op: Any, given: Given, q: Array, keys: Array, values: Array, slots: Array, offsets: Array, positions: Array
+) -> Array:
     made = np.empty_like(q)
     group = q.shape[1] // keys.shape[2]
     for b, slot in enumerate(slots):

@@ -153,7 +153,9 @@ def slice_(g: Graph) -> Op:
 
 def pack(g: Graph) -> Op:
     t = g.tensor(low=1)
-    return Pack(g.value(t), tuple((a, g.pick(2, 16)) for a in sorted(g.draw(st.sets(st.integers(0, t.rank - 1), min_size=1)))))
+    return Pack(
+        g.value(t), tuple((a, g.pick(2, 16)) for a in sorted(g.draw(st.sets(st.integers(0, t.rank - 1), min_size=1))))
+    )
 
 
 def concat(g: Graph) -> Op:
@@ -173,7 +175,9 @@ def _with_axis(g: Graph, size: Dim) -> tuple[int, Shape]:
 
 
 def param(g: Graph) -> Op:
-    name, shape = g.pick(("lm_head.weight", (3, 4)), ('odd "name"\n\\ é', (2,)), ("experts.*.up", (3, 2, 2)), ("bias", ()))
+    name, shape = g.pick(
+        ("lm_head.weight", (3, 4)), ('odd "name"\n\\ é', (2,)), ("experts.*.up", (3, 2, 2)), ("bias", ())
+    )
     return Param(name, g.dtype(), shape)
 
 
@@ -229,7 +233,9 @@ def gather(g: Graph) -> Op:
 def take_along(g: Graph) -> Op:
     shape = g.shape(0, 2)
     size = g.pick(2, 7, M)
-    return TakeAlong(g.value(TensorType(g.dtype(), (*shape, size))), g.value(TensorType(I32, (*shape, g.dim())), below(size)))
+    return TakeAlong(
+        g.value(TensorType(g.dtype(), (*shape, size))), g.value(TensorType(I32, (*shape, g.dim())), below(size))
+    )
 
 
 def scatter(g: Graph) -> Op:
@@ -240,7 +246,9 @@ def scatter(g: Graph) -> Op:
 
 def scatter_add(g: Graph) -> Op:
     rows, length = g.dim(), g.pick(2, 7, M)
-    return ScatterAdd(g.value(TensorType(g.dtype(), (rows, *g.shape(0, 2)))), g.value(TensorType(I32, (rows,)), below(length)), length)
+    return ScatterAdd(
+        g.value(TensorType(g.dtype(), (rows, *g.shape(0, 2)))), g.value(TensorType(I32, (rows,)), below(length)), length
+    )
 
 
 def topk(g: Graph) -> Op:
@@ -293,7 +301,9 @@ def state_read(g: Graph) -> Op:
 
 def state_write(g: Graph) -> Op:
     pool = _pool(g)
-    return StateWrite(g.state(pool), g.value(TensorType(I32, (B,)), slots(P)), g.value(TensorType(pool.dtype, (B, *pool.shape))))
+    return StateWrite(
+        g.state(pool), g.value(TensorType(I32, (B,)), slots(P)), g.value(TensorType(pool.dtype, (B, *pool.shape)))
+    )
 
 
 def state_append(g: Graph) -> Op:
@@ -338,7 +348,7 @@ def route(g: Graph) -> Op:
         dropped=g.pick(float("-inf"), 0.0),
         normalize=g.flag(),
         eps=g.pick(1e-20, 0.0, 1e-6),
-        factor=g.pick(1.0, 2.5),
+        factor=g.pick(1.0, 1, 2.5),
     )
 
 
@@ -425,7 +435,9 @@ def _arguments(g: Graph, types: list[Type]) -> tuple[Value, ...]:
 
 def fused(g: Graph) -> Op:
     if g.integer(0, 3) == 0:  # a scaled value, only passed on
-        t = TensorType(DType.F8E4M3, (N, 256), quant=Quant((1, 128), F32), layout=g.pick(Layout(), Layout(((1, 16), (0, 4)))))
+        t = TensorType(
+            DType.F8E4M3, (N, 256), quant=Quant((1, 128), F32), layout=g.pick(Layout(), Layout(((1, 16), (0, 4))))
+        )
         return Fused((g.value(t),), "row", region([t], lambda body: body.args))
     types, body = _body(g, g.flag())
     return Fused(_arguments(g, types), g.pick("row", "matmul"), body, g.pick("", "tvm.recurrent{lanes=16}"))
@@ -518,4 +530,3 @@ STRATEGIES: dict[str, Strategy] = {
     "weight": weight,
     "where": where,
 }
-

@@ -112,7 +112,9 @@ def test_every_operation_is_counted() -> None:
     assert {text.split("(")[0] for text, _, _ in COSTS} == set(OPS)
 
 
-@pytest.mark.parametrize(("text", "flops", "size"), COSTS, ids=[f"{i}-{c[0].split('(')[0]}" for i, c in enumerate(COSTS)])
+@pytest.mark.parametrize(
+    ("text", "flops", "size"), COSTS, ids=[f"{i}-{c[0].split('(')[0]}" for i, c in enumerate(COSTS)]
+)
 def test_cost(text: str, flops: Dim, size: Dim) -> None:
     op = operation(text)
     assert op.flops() == flops
@@ -127,9 +129,11 @@ def test_a_recurrence_costs_what_its_scan_does() -> None:
 
 
 def test_costs_of_known_sizes_are_integers() -> None:
-    (op,) = parse_module("func @f(%x: f32[4, 8], %w: f32[16, 8]) { %y = matmul(%x, %w) {transpose_b = true} return %y }").functions[
-        "f"
-    ].body.ops
+    (op,) = (
+        parse_module("func @f(%x: f32[4, 8], %w: f32[16, 8]) { %y = matmul(%x, %w) {transpose_b = true} return %y }")
+        .functions["f"]
+        .body.ops
+    )
     assert (op.flops(), op.bytes()) == (2 * 4 * 8 * 16, 4 * (4 * 8 + 16 * 8 + 4 * 16))
     assert type(op.flops()) is type(op.bytes()) is int
     assert type(ceildiv(7, 2)) is int

@@ -139,7 +139,9 @@ def test_pointwise_operations_read_their_own_place_only(name: str, data: st.Data
         ((), (1,), [((), (0,))]),
     ],
 )
-def test_reshapes_are_cut_into_short_runs(source: Shape, target: Shape, groups: list[tuple[tuple[int, ...], ...]]) -> None:
+def test_reshapes_are_cut_into_short_runs(
+    source: Shape, target: Shape, groups: list[tuple[tuple[int, ...], ...]]
+) -> None:
     assert [(tuple(a), tuple(b)) for a, b in regroup(source, target)] == groups
 
 

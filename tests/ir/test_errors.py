@@ -151,7 +151,9 @@ def test_bad_operands_of_every_operation() -> None:
     assert {name for name, _, _ in BAD} == set(OPS) - FREE
 
 
-@pytest.mark.parametrize(("name", "operation", "message"), BAD, ids=[f"{i}-{name}" for i, (name, _, _) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("name", "operation", "message"), BAD, ids=[f"{i}-{name}" for i, (name, _, _) in enumerate(BAD)]
+)
 def test_bad_operands(name: str, operation: str, message: str) -> None:
     results = 2 if name in ("topk", "route", "linear_attention", "scan", "sort_by_key") else 1
     left = ", ".join(f"%r{i}" for i in range(results))

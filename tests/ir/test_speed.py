@@ -75,7 +75,10 @@ def test_long_functions() -> None:
             block.erase(op)
     timed("rewrite", start)
     verify(copy)
-    print(f"\n{len(module.functions['f'].body.ops)} operations:", ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in took.items()))
+    print(
+        f"\n{len(module.functions['f'].body.ops)} operations:",
+        ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in took.items()),
+    )
     assert again.functions["f"].body.structural_hash() == digest
     assert flops
     assert max(took.values()) < LIMIT, took

@@ -123,7 +123,9 @@ def test_equal_sizes_compare_equal(made: Dim, expected: Dim) -> None:
     assert made == expected
 
 
-@pytest.mark.parametrize("known", [add(2, 3), mul(2, 3), floordiv(7, 2), ceildiv(7, 2), product((2, 3)), parse_dim("7 // 2")])
+@pytest.mark.parametrize(
+    "known", [add(2, 3), mul(2, 3), floordiv(7, 2), ceildiv(7, 2), product((2, 3)), parse_dim("7 // 2")]
+)
 def test_known_sizes_are_python_integers(known: Dim) -> None:
     assert type(known) is int
 
@@ -173,7 +175,9 @@ def test_text_that_is_no_size(text: str) -> None:
         parse_dim(text)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "1x", "if", "none", "true", "nan", "bf16", "f8e4m3", "bool", "i32", "max", "x-y", "ﬁ"])
+@pytest.mark.parametrize(
+    "name", ["", "a b", "1x", "if", "none", "true", "nan", "bf16", "f8e4m3", "bool", "i32", "max", "x-y", "ﬁ"]
+)
 def test_names_that_text_could_not_read_back(name: str) -> None:
     with pytest.raises(IRError, match="can't name a size"):
         symbol(name)

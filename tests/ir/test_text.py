@@ -75,14 +75,18 @@ def test_round_trip_of_graphs(data: st.DataObject) -> None:
 
 @st.composite
 def types(draw: st.DrawFn) -> Type:
-    shape = tuple(draw(st.lists(st.sampled_from([0, 1, 7, 128, N, B, 2 * N, N + B + 1, N // 4, -(-N // 64)]), max_size=4)))
+    shape = tuple(
+        draw(st.lists(st.sampled_from([0, 1, 7, 128, N, B, 2 * N, N + B + 1, N // 4, -(-N // 64)]), max_size=4))
+    )
     if draw(st.booleans()):
         return StateType(draw(st.sampled_from(DType)), draw(st.sampled_from([P, 4, P + 1])), shape)
     segments = draw(st.sampled_from([None, B, M * B, 32])) if shape else None
     fitting: list[tuple[int, ...]] = [b for b in ((128,), (1, 128), (128, 128)) if len(b) <= len(shape)]
     blocks = draw(st.sampled_from(fitting or [()]))
     quant = draw(st.sampled_from([None, Quant(blocks), Quant(blocks, DType.BF16)])) if blocks else None
-    layout = Layout(tuple((a, 16) for a in draw(st.sets(st.integers(0, len(shape) - 1), max_size=2)))) if shape else Layout()
+    layout = (
+        Layout(tuple((a, 16) for a in draw(st.sets(st.integers(0, len(shape) - 1), max_size=2)))) if shape else Layout()
+    )
     return TensorType(draw(st.sampled_from(DType)), shape, segments, quant, layout)
 
 
@@ -113,12 +117,12 @@ def test_names_do_not_change_the_hash() -> None:
         ("add(%x, %y)", "add(%y, %x)"),
         ("rms_norm(%x, %w)", "rms_norm(%x, _)"),
         (
-            "fused([%x]) {family = \"row\"} ^(%a: f32[4, 4]) { return %a }",
-            "fused([%x]) {family = \"matmul\"} ^(%a: f32[4, 4]) { return %a }",
+            'fused([%x]) {family = "row"} ^(%a: f32[4, 4]) { return %a }',
+            'fused([%x]) {family = "matmul"} ^(%a: f32[4, 4]) { return %a }',
         ),
         (
-            "fused([%x, %y]) {family = \"row\"} ^(%a: f32[4, 4], %b: f32[4, 4]) { return %a }",
-            "fused([%x, %y]) {family = \"row\"} ^(%a: f32[4, 4], %b: f32[4, 4]) { return %b }",
+            'fused([%x, %y]) {family = "row"} ^(%a: f32[4, 4], %b: f32[4, 4]) { return %a }',
+            'fused([%x, %y]) {family = "row"} ^(%a: f32[4, 4], %b: f32[4, 4]) { return %b }',
         ),
     ],
 )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import torch
+
 from ringc.ir.core import Function, Module
 from ringc.ir.interpret import run
 from ringc.ir.levels import verify
@@ -42,7 +43,10 @@ def names(module: Module) -> Counter[str]:
 
 
 def transformed(
-    text: str | Module, pipeline: str = "raise", sizes: Mapping[str, int] | None = None, ranges: Mapping[str, int] | None = None
+    text: str | Module,
+    pipeline: str = "raise",
+    sizes: Mapping[str, int] | None = None,
+    ranges: Mapping[str, int] | None = None,
 ) -> Module:
     """The module after a pipeline, having checked that it computes what it did before.
 
@@ -115,5 +119,7 @@ def random_weights(module: Module, generator: torch.Generator) -> dict[str, torc
                 shape = [int(d) for d in (op.shape[1:] if "*" in op.source else op.shape)]
                 for name in op.names():
                     if name not in weights:
-                        weights[name] = torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(shape[-1])
+                        weights[name] = torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(
+                            shape[-1]
+                        )
     return weights

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from ringc.ir.core import Module
 from ringc.ir.interpret import run
+from ringc.ir.ops.call import Launch
 from ringc.ir.ops.source import Param
 from ringc.ir.symbols import evaluate
 from ringc.ir.types import DType, StateType
@@ -109,3 +111,9 @@ def inputs_of(program: Program, entry: str, seed: int) -> list[torch.Tensor]:
             shape = [P, *(evaluate(d, {"S": S}) for d in arg.type.shape)]
             tensors.append(torch.randn(shape, generator=generator, dtype=torch.float64))
     return tensors
+
+
+def launched(module: Module, version: str) -> set[str]:
+    """Names of the kernels that a version and its layers run."""
+    functions = [f for f in module.functions.values() if f.name == version or f.name.startswith(f"{version}.")]
+    return {op.kernel for f in functions for op in f.body.ops if isinstance(op, Launch)}

@@ -1,10 +1,11 @@
 """Softmax attention over a cache, with the scale, the mask and the shared heads written in every way; and what is not attention."""
 
+# ruff: noqa: E501 - a line of IR text stays a line
 from __future__ import annotations
 
 import pytest
-from ringc.ir.ops.mixers import Attention
 
+from ringc.ir.ops.mixers import Attention
 from tests.passes.support import counts, graph, transformed
 
 ARGS = (
@@ -94,7 +95,9 @@ OUT = "%o = matmul(%w_, %v)\n%y = reshape(%o) {shape = [N, 4, 5]}\nreturn %y"
 def attention(heads: str = "broadcast", scale: str = "on the scores", mask: str = "le", tail: str = "") -> str:
     rank = SHAPE[heads].count(",") + 1
     body = "\n".join([READ, HEADS[heads], SCALE[scale], INF, MASK[mask], SOFT, OUT + tail])
-    body = body.replace("UNITS", ", ".join(["N", *["1"] * (rank - 1)])).replace("ONES", ", ".join(["N", *["1"] * (rank - 2), "S"]))
+    body = body.replace("UNITS", ", ".join(["N", *["1"] * (rank - 1)])).replace(
+        "ONES", ", ".join(["N", *["1"] * (rank - 2), "S"])
+    )
     return graph(ARGS, body.replace("AXIS", str(rank - 1)))
 
 
@@ -123,17 +126,23 @@ def test_mask(mask, heads):
 
 
 def test_scale_after_the_mask():
-    text = attention(scale="none").replace("%top = max(%z)", f"{C}\n%zz = mul(%z, %c)\n%top = max(%zz)").replace("sub(%z, ", "sub(%zz, ")
+    text = (
+        attention(scale="none")
+        .replace("%top = max(%z)", f"{C}\n%zz = mul(%z, %c)\n%top = max(%zz)")
+        .replace("sub(%z, ", "sub(%zz, ")
+    )
     check(text, 0.3)
 
 
 def test_keys_transposed_beforehand():
     text = attention("groups of rows").replace(
-        "%s0 = matmul(%qr, %k) {transpose_b = true}", "%kk = transpose(%k) {axes = [0, 1, 3, 2]}\n%s0 = matmul(%qr, %kk)"
+        "%s0 = matmul(%qr, %k) {transpose_b = true}",
+        "%kk = transpose(%k) {axes = [0, 1, 3, 2]}\n%s0 = matmul(%qr, %kk)",
     )
     check(text, 0.3)
     text = attention("broadcast").replace(
-        "%s0 = matmul(%qr, %k) {transpose_b = true}", "%kk = transpose(%k) {axes = [0, 1, 3, 2]}\n%s0 = matmul(%qr, %kk)"
+        "%s0 = matmul(%qr, %k) {transpose_b = true}",
+        "%kk = transpose(%k) {axes = [0, 1, 3, 2]}\n%s0 = matmul(%qr, %kk)",
     )
     check(text, 0.3)
 
@@ -158,7 +167,9 @@ def test_the_decomposition_is_found():
     from ringc.ir.core import Module
     from ringc.ir.text_parse import parse_module
 
-    fused = parse_module(graph(ARGS, "%y = attention(%q, %keys, %values, %slots, %offsets, %positions) {scale = 0.3}\nreturn %y"))
+    fused = parse_module(
+        graph(ARGS, "%y = attention(%q, %keys, %values, %slots, %offsets, %positions) {scale = 0.3}\nreturn %y")
+    )
     block = fused.functions["main"].body
     (op,) = block.ops
     assert isinstance(op, Attention)
@@ -205,7 +216,9 @@ def test_no_attention(case):
 
 def test_the_cache_may_not_be_written_before_the_weights_are_used():
     """Reads and writes are in place, so attention, which reads where it stands, may not move behind a write."""
-    append = "%kn = slice(%q) {axis = 1, start = 0, stop = 2}\n%knew = state_append(%keys, %of_token, %positions, %kn)\n"
+    append = (
+        "%kn = slice(%q) {axis = 1, start = 0, stop = 2}\n%knew = state_append(%keys, %of_token, %positions, %kn)\n"
+    )
     text = attention(tail=", %knew").replace("%o = matmul", append + "%o = matmul")
     assert "attention" not in counts(text)
     text = attention(tail=", %knew").replace("return", append + "return")

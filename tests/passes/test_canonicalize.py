@@ -1,10 +1,12 @@
 """Each rule of canonicalize on a graph of its own, and all of them on random graphs."""
 
+# ruff: noqa: E501 - a line of IR text stays a line
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Function, Module, Op, Value
 from ringc.ir.ops.pointwise import Add, Div, Exp, Maximum, Mul, Neg, Sub
@@ -15,13 +17,12 @@ from ringc.ir.ops.source import scalar
 from ringc.ir.text_parse import parse_module
 from ringc.ir.text_print import print_function
 from ringc.ir.types import DType, tensor
-
 from tests.passes.support import SIZES, assert_same, counts, graph, passed, transformed
 
 X = "%x: f32[N, 8]"
 
 
-def c(value: float | int, name: str = "c", dtype: str = "f32") -> str:
+def c(value: float | str, name: str = "c", dtype: str = "f32") -> str:
     return f"%{name} = constant() {{value = [{value}], dtype = {dtype}}}"
 
 
@@ -44,13 +45,22 @@ ARITHMETIC = {
     "(-x) z": ("%n = neg(%x)\n%y = mul(%n, %z)", ["mul(%x, %z)", "neg"]),
     "x / 4": (f"{c(4.0)}\n%y = div(%x, %c)", ["constant() {value = [0.25]", "mul(%x"]),
     "x / sqrt(4)": (f"{c(4.0)}\n%r = sqrt(%c)\n%y = div(%x, %r)", ["constant() {value = [0.5]", "mul(%x"]),
-    "(x * 2) * 3": (f"{c(2.0)}\n{c(3.0, 'd')}\n%t = mul(%x, %c)\n%y = mul(%t, %d)", ["constant() {value = [6.0]", "mul(%x"]),
-    "x - 2 + 3": (f"{c(2.0)}\n{c(3.0, 'd')}\n%t = sub(%x, %c)\n%y = add(%t, %d)", ["constant() {value = [1.0]", "add(%x"]),
+    "(x * 2) * 3": (
+        f"{c(2.0)}\n{c(3.0, 'd')}\n%t = mul(%x, %c)\n%y = mul(%t, %d)",
+        ["constant() {value = [6.0]", "mul(%x"],
+    ),
+    "x - 2 + 3": (
+        f"{c(2.0)}\n{c(3.0, 'd')}\n%t = sub(%x, %c)\n%y = add(%t, %d)",
+        ["constant() {value = [1.0]", "add(%x"],
+    ),
     "x / sqrt(|z|)": ("%a = abs(%z)\n%r = sqrt(%a)\n%y = div(%x, %r)", ["abs(%z)", "rsqrt", "mul(%x"]),
     "x * (1 / z)": (f"{c(1.0)}\n%r = div(%c, %z)\n%y = mul(%r, %x)", ["div(%x, %z)"]),
     "cast to its own type": ("%y = cast(%x) {dtype = f32}", []),
     "widening cast there and back": ("%w = cast(%x) {dtype = f64}\n%y = cast(%w) {dtype = f32}", []),
-    "cast of a widening cast": ("%w = cast(%x) {dtype = f64}\n%y = cast(%w) {dtype = bf16}", ["cast(%x) {dtype = bf16}"]),
+    "cast of a widening cast": (
+        "%w = cast(%x) {dtype = f64}\n%y = cast(%w) {dtype = bf16}",
+        ["cast(%x) {dtype = bf16}"],
+    ),
     "a narrowing cast stays": ("%w = cast(%x) {dtype = bf16}\n%y = cast(%w) {dtype = f32}", ["cast(%x)", "cast(%w)"]),
 }
 
@@ -88,15 +98,15 @@ MOVEMENT = {
                              ["slice(%x) {axis = 1, start = 1, stop = 8, step = 2}", "reshape"]),
     "concat of concat": ("%k = concat([%x, %x]) {axis = 1}\n%y = concat([%k, %x]) {axis = 1}", ["concat([%x, %x, %x])"]),
     "slices joined": ("%a = slice(%x) {axis = 1, start = 0, stop = 3}\n%b = slice(%x) {axis = 1, start = 3, stop = 8}\n%y = concat([%a, %b]) {axis = 1}", []),
-    "slices in another order": ("%a = slice(%x) {axis = 1, start = 0, stop = 3}\n%b = slice(%x) {axis = 1, start = 3, stop = 8}\n"
-                                "%y = concat([%b, %a]) {axis = 1}", ["slice", "slice", "concat"]),
+    "slices in another order": (("%a = slice(%x) {axis = 1, start = 0, stop = 3}\n%b = slice(%x) {axis = 1, start = 3, stop = 8}\n"
+                                "%y = concat([%b, %a]) {axis = 1}"), ["slice", "slice", "concat"]),
     "mean": (f"%s = sum(%x) {{axes = [1]}}\n{c(8.0)}\n%y = div(%s, %c)", ["mean(%x)"]),
     "no mean": (f"%s = sum(%x) {{axes = [1]}}\n{c(7.0)}\n%y = div(%s, %c)", ["sum(%x)", "constant", "mul"]),
     "axis put back": ("%s = max(%x) {axes = [1]}\n%y = reshape(%s) {shape = [N, 1]}", ["max(%x) {axes = [1], keep = true}"]),
     "axis dropped": ("%s = max(%x) {axes = [1], keep = true}\n%y = reshape(%s) {shape = [N]}", ["max(%x) {axes = [1]}"]),
     "element of a count": ("%i = iota() {length = 5}\n%y = gather(%i, %rows)", []),
-    "element of repeated rows": ("%r = reshape(%x) {shape = [N, 1, 8]}\n%b = broadcast(%r) {shape = [N, 3, 8]}\n%f = reshape(%b) {shape = [3*N, 8]}\n"
-                                 "%y = gather(%f, %rows)", ["constant() {value = [3]", "floordiv(%rows", "gather(%x"]),
+    "element of repeated rows": (("%r = reshape(%x) {shape = [N, 1, 8]}\n%b = broadcast(%r) {shape = [N, 3, 8]}\n%f = reshape(%b) {shape = [3*N, 8]}\n"
+                                 "%y = gather(%f, %rows)"), ["constant() {value = [3]", "floordiv(%rows", "gather(%x"]),
 }  # fmt: skip
 
 
@@ -125,7 +135,9 @@ LOGIC = {
 @pytest.mark.parametrize("case", LOGIC)
 def test_logic(case):
     body, expected = LOGIC[case]
-    found = lines(graph("%i: i32[N], %j: i32[N], %a: f32[N], %b: f32[N]", f"{body}\nreturn %y, %a, %b, %i, %j"), {"i": 4, "j": 4})
+    found = lines(
+        graph("%i: i32[N], %j: i32[N], %a: f32[N], %b: f32[N]", f"{body}\nreturn %y, %a, %b, %i, %j"), {"i": 4, "j": 4}
+    )
     assert len(found) == len(expected), found
     assert all(e in f for e, f in zip(expected, found, strict=True)), found
 
@@ -140,13 +152,22 @@ def test_an_added_mask_is_a_choice():
 
 def test_segments_are_not_lost():
     """[N / B] to [N*2] and back to [N] is no segmented tensor any more: the reshapes stay."""
-    text = graph("%x: f32[N / B, 2]", "%f = reshape(%x) {shape = [2*N]}\n%y = reshape(%f) {shape = [N, 2]}\n%z = exp(%y)\nreturn %z")
+    text = graph(
+        "%x: f32[N / B, 2]",
+        "%f = reshape(%x) {shape = [2*N]}\n%y = reshape(%f) {shape = [N, 2]}\n%z = exp(%y)\nreturn %z",
+    )
     module = passed(parse_module(text), "canonicalize")
     assert [str(v.type) for v in module.functions["main"].body.outputs] == ["f32[N, 2]"]
 
 
 def test_a_fold_beyond_the_range_of_numbers_is_left():
-    assert counts(graph(X, f"{c(1000.0)}\n%e = exp(%c)\n{c(0.0, 'z')}\n%m = mul(%e, %z)\n%y = maximum(%x, %z)\nreturn %y"), "canonicalize")["exp"] == 1
+    assert (
+        counts(
+            graph(X, f"{c(1000.0)}\n%e = exp(%c)\n{c(0.0, 'z')}\n%m = mul(%e, %z)\n%y = maximum(%x, %z)\nreturn %y"),
+            "canonicalize",
+        )["exp"]
+        == 1
+    )
 
 
 def test_tables_are_left_alone():
@@ -183,7 +204,8 @@ def random_graphs(draw: st.DrawFn) -> Module:
 
 
 def _reshape(draw: st.DrawFn, build: Builder, x: Value, values: list[Value]) -> Op:
-    left, shape = int(x.tensor.elements), []
+    left = int(x.tensor.elements)
+    shape: list[int] = []
     while left > 1 and len(shape) < 3:
         shape.append(draw(st.sampled_from([d for d in range(1, left + 1) if left % d == 0])))
         left //= shape[-1]
@@ -252,7 +274,21 @@ def _product(draw: st.DrawFn, build: Builder, x: Value, values: list[Value]) -> 
     return MatMul(x, build(Transpose(x, axes)))
 
 
-_CHOICES = [_reshape, _reshape, _transpose, _slice, _slice, _concat, _concat, _broadcast, _reduce, _scalar, _binary, _unary, _product]
+_CHOICES = [
+    _reshape,
+    _reshape,
+    _transpose,
+    _slice,
+    _slice,
+    _concat,
+    _concat,
+    _broadcast,
+    _reduce,
+    _scalar,
+    _binary,
+    _unary,
+    _product,
+]
 
 
 @given(random_graphs())

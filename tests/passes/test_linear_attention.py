@@ -1,13 +1,14 @@
 """Linear attention is found in scans whose body is the recurrence, however it is written, and in no other scan."""
 
+# ruff: noqa: E501 - a line of IR text stays a line
 from __future__ import annotations
 
 import math
 
 import pytest
+
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.ops.source import Constant
-
 from tests.passes.support import counts, graph, transformed
 
 ARGS = (
@@ -46,16 +47,25 @@ READ_OUT = {
 }
 
 
-def layer(outer="pointwise", update="S first", read_out="product, scaled q", decay=DECAY, head=HEAD, write=WRITE) -> str:
+def layer(
+    outer="pointwise", update="S first", read_out="product, scaled q", decay=DECAY, head=HEAD, write=WRITE
+) -> str:
     body = "\n".join([OUTER[outer], UPDATE[update], READ_OUT[read_out], "return %new, %out", "}"])
-    return graph(ARGS, "\n".join([READ, decay, head, body, write]))
+    return graph(ARGS, f"{READ}\n{decay}\n{head}\n{body}\n{write}")
 
 
 def found(text: str) -> LinearAttention:
     module = transformed(text)
     (op,) = [op for op in module.functions["main"].body.ops if isinstance(op, LinearAttention)]
     assert not {"scan", "state_read", "state_write"} & {o.name for o in module.functions["main"].body.ops}
-    assert [v.name for v in (op.q, op.k, op.v, op.state, op.slots, op.offsets)] == ["q", "k", "v", "pool", "slots", "offsets"]
+    assert [v.name for v in (op.q, op.k, op.v, op.state, op.slots, op.offsets)] == [
+        "q",
+        "k",
+        "v",
+        "pool",
+        "slots",
+        "offsets",
+    ]
     return op
 
 
@@ -95,8 +105,10 @@ LITERAL = {
         [math.exp(-0.25), math.exp(-1.5)],
     ),
     "slopes times a factor": (
-        "%sl = constant() {value = [0.25, 1.5], dtype = f32, shape = [2]}\n%f = constant() {value = [-2.0], dtype = f32}\n"
-        "%n = mul(%sl, %f)\n%e = exp(%n)\n%decay = reshape(%e) {shape = [2, 1, 1]}",
+        (
+            "%sl = constant() {value = [0.25, 1.5], dtype = f32, shape = [2]}\n%f = constant() {value = [-2.0], dtype = f32}\n"
+            "%n = mul(%sl, %f)\n%e = exp(%n)\n%decay = reshape(%e) {shape = [2, 1, 1]}"
+        ),
         HEAD,
         "",
         [math.exp(-0.5), math.exp(-3.0)],
@@ -119,9 +131,16 @@ def test_decays_known_at_compile_time(case):
 
 def test_state_wider_than_the_rows():
     text = layer(read_out="product, scaled q")
-    text = text.replace("%q: f32[N / B, 2, 4], %k: f32[N / B, 2, 4], %v: f32[N / B, 2, 3]", "%q: bf16[N / B, 2, 4], %k: bf16[N / B, 2, 4], %v: bf16[N / B, 2, 3]")
+    text = text.replace(
+        "%q: f32[N / B, 2, 4], %k: f32[N / B, 2, 4], %v: f32[N / B, 2, 3]",
+        "%q: bf16[N / B, 2, 4], %k: bf16[N / B, 2, 4], %v: bf16[N / B, 2, 3]",
+    )
     text = text.replace("%q: f32[2, 4], %k: f32[2, 4], %v: f32[2, 3]", "%q: bf16[2, 4], %k: bf16[2, 4], %v: bf16[2, 3]")
-    text = text.replace("reshape(%k)", "reshape(%kf)").replace("reshape(%v)", "reshape(%vf)").replace("mul(%q, %c)", "mul(%qf, %c)")
+    text = (
+        text.replace("reshape(%k)", "reshape(%kf)")
+        .replace("reshape(%v)", "reshape(%vf)")
+        .replace("mul(%q, %c)", "mul(%qf, %c)")
+    )
     text = text.replace(OUTER["pointwise"].split("\n")[0].replace("%k)", "%kf)"),
                         "%kf = cast(%k) {dtype = f32}\n%vf = cast(%v) {dtype = f32}\n%qf = cast(%q) {dtype = f32}\n%kc = reshape(%kf) {shape = [2, 4, 1]}")  # fmt: skip
     text = text.replace("return %new, %out", "%narrow = cast(%out) {dtype = bf16}\nreturn %new, %narrow")
@@ -159,5 +178,9 @@ def test_no_linear_attention(case):
 
 
 def test_an_earlier_reader_of_the_state_is_no_obstacle():
-    text = layer(write=WRITE + ", %before").replace(READ, f"%before = state_read(%pool, %slots2)\n{READ}").replace("%slots: i32[B]", "%slots: i32[B], %slots2: i32[B]")
+    text = (
+        layer(write=WRITE + ", %before")
+        .replace(READ, f"%before = state_read(%pool, %slots2)\n{READ}")
+        .replace("%slots: i32[B]", "%slots: i32[B], %slots2: i32[B]")
+    )
     assert counts(text)["linear_attention"] == 1

@@ -1,12 +1,12 @@
 """Products of one left operand become one product and slices, in the order queries, keys, values, the rest."""
 
+# ruff: noqa: E501 - a line of IR text stays a line
 from __future__ import annotations
 
 from ringc.ir.core import Module
 from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.shape import Concat
 from ringc.ir.ops.source import Param
-
 from tests.passes.support import counts, graph, transformed
 
 
@@ -66,14 +66,19 @@ def test_the_gate_is_computed_first():
 
 
 def test_one_product_and_the_gate():
-    parts = "\n".join(f"%{n} = slice(%qkv) {{axis = 1, start = {6 * i}, stop = {6 * i + 6}}}" for i, n in enumerate("qkv"))
+    parts = "\n".join(
+        f"%{n} = slice(%qkv) {{axis = 1, start = {6 * i}, stop = {6 * i + 6}}}" for i, n in enumerate("qkv")
+    )
     text = graph(LA_ARGS, "\n".join([QKVG["g"], param("qkv", 18), product("qkv"), parts, LA]))
     assert weights(transformed(text)) == [["qkv", "g"]]
 
 
 def test_heads_are_sliced_off_the_product_before_they_are_shaped():
     parts = "%all = reshape(%qkv) {shape = [N, 6, 3]}\n"
-    parts += "\n".join(f"%{n}_ = slice(%all) {{axis = 1, start = {2 * i}, stop = {2 * i + 2}}}\n%{n} = reshape(%{n}_) {{shape = [N, 6]}}" for i, n in enumerate("qkv"))
+    parts += "\n".join(
+        f"%{n}_ = slice(%all) {{axis = 1, start = {2 * i}, stop = {2 * i + 2}}}\n%{n} = reshape(%{n}_) {{shape = [N, 6]}}"
+        for i, n in enumerate("qkv")
+    )
     text = graph(LA_ARGS, "\n".join([QKVG["g"], param("qkv", 18), product("qkv"), parts, LA]))
     module = transformed(text)
     assert weights(module) == [["qkv", "g"]]
@@ -85,9 +90,20 @@ def test_heads_are_sliced_off_the_product_before_they_are_shaped():
 def test_gate_and_up_stay_two_and_the_router_alone():
     names = {"router": 12, "g": 6, "u": 6, "p": 4, "r": 5}
     body = [param(n, rows) for n, rows in names.items()] + [product(n) for n in names]
-    body += ["%s = sigmoid(%g)", "%a = mul(%g, %s)", "%h = mul(%u, %a)", "%sc = sigmoid(%router)", "%val, %ids = topk(%sc) {k = 2}"]
+    body += [
+        "%s = sigmoid(%g)",
+        "%a = mul(%g, %s)",
+        "%h = mul(%u, %a)",
+        "%sc = sigmoid(%router)",
+        "%val, %ids = topk(%sc) {k = 2}",
+    ]
     body += ["%w = take_along(%sc, %ids)", "return %h, %ids, %w, %p, %r"]
-    assert sorted(weights(transformed(graph("%x: f32[N, 8]", "\n".join(body))))) == [["g"], ["p", "r"], ["router"], ["u"]]
+    assert sorted(weights(transformed(graph("%x: f32[N, 8]", "\n".join(body))))) == [
+        ["g"],
+        ["p", "r"],
+        ["router"],
+        ["u"],
+    ]
 
 
 def test_other_left_operands_and_types_stay():

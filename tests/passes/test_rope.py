@@ -1,5 +1,6 @@
 """Rotary positions are found by halves, by pairs and by a rotated copy, with and without a rest."""
 
+# ruff: noqa: E501 - a line of IR text stays a line
 from __future__ import annotations
 
 import pytest
@@ -56,7 +57,9 @@ def test_halves_by_reshape():
 
 
 def test_broadcast_tables():
-    body = halves(4).replace("%a = slice", "%cw = broadcast(%c) {shape = [N, 4, 4]}\n%sw = broadcast(%s) {shape = [N, 4, 4]}\n%a = slice")
+    body = halves(4).replace(
+        "%a = slice", "%cw = broadcast(%c) {shape = [N, 4, 4]}\n%sw = broadcast(%s) {shape = [N, 4, 4]}\n%a = slice"
+    )
     body = body.replace("%ac = mul(%a, %c)", "%ac = mul(%a, %cw)").replace("%as = mul(%a, %s)", "%as = mul(%a, %sw)")
     assert counts(body) == {"rope": 1}
 
@@ -65,14 +68,24 @@ def pairs(half: int, stacked: str, split: str) -> str:
     rest = 2 * half < 12
     if split == "strided":
         parts = [TABLES.format(half=half), cut("a", 0, 2 * half, 2), cut("b", 1, 2 * half, 2), turn()]
-        parts += [f"%q1 = reshape(%o1) {{shape = [N, 4, {half}, 1]}}", f"%q2 = reshape(%o2) {{shape = [N, 4, {half}, 1]}}"]
+        parts += [
+            f"%q1 = reshape(%o1) {{shape = [N, 4, {half}, 1]}}",
+            f"%q2 = reshape(%o2) {{shape = [N, 4, {half}, 1]}}",
+        ]
     else:
-        parts = [f"%c = reshape(%cos) {{shape = [N, 1, {half}, 1]}}", f"%s = reshape(%sin) {{shape = [N, 1, {half}, 1]}}"]
+        parts = [
+            f"%c = reshape(%cos) {{shape = [N, 1, {half}, 1]}}",
+            f"%s = reshape(%sin) {{shape = [N, 1, {half}, 1]}}",
+        ]
         parts += [cut("t", 0, 2 * half), f"%p = reshape(%t) {{shape = [N, 4, {half}, 2]}}", cut("a", 0, 1, of="p", axis=3),
                   cut("b", 1, 2, of="p", axis=3), turn(), "%q1 = reshape(%o1) {shape = [N, 4, HALF, 1]}".replace("HALF", str(half)),
                   "%q2 = reshape(%o2) {shape = [N, 4, HALF, 1]}".replace("HALF", str(half))]  # fmt: skip
     parts += [f"%q = concat([{stacked}]) {{axis = 3}}", f"%r = reshape(%q) {{shape = [N, 4, {2 * half}]}}"]
-    parts += [cut("rest", 2 * half, 12), "%y = concat([%r, %rest]) {axis = 2}"] if rest else ["%y = reshape(%r) {shape = [N, 4, 12]}"]
+    parts += (
+        [cut("rest", 2 * half, 12), "%y = concat([%r, %rest]) {axis = 2}"]
+        if rest
+        else ["%y = reshape(%r) {shape = [N, 4, 12]}"]
+    )
     return graph(ARGS.format(half=half), "\n".join([*parts, "return %y"]))
 
 
@@ -102,9 +115,16 @@ FULL = {
 
 @pytest.mark.parametrize("half", [3, 6])
 @pytest.mark.parametrize("tables", FULL)
-def test_rotate_half(half, tables):
+@pytest.mark.parametrize("order", ["%s2, %r", "%r, %s2"])
+def test_rotate_half(half, tables, order):
     r = 2 * half
-    parts = [FULL[tables].format(half=half, r=r), cut("t", 0, r), cut("a", 0, half, of="t"), cut("b", half, r, of="t"), ROTATED]
+    parts = [
+        FULL[tables].format(half=half, r=r),
+        cut("t", 0, r),
+        cut("a", 0, half, of="t"),
+        cut("b", half, r, of="t"),
+        ROTATED.replace("%s2, %r", order),
+    ]
     parts += [cut("rest", r, 12), "%y = concat([%z, %rest]) {axis = 2}", "return %y"] if r < 12 else ["return %z"]
     found = counts(graph(ARGS.format(half=half), "\n".join(parts)))
     assert found["rope"] == 1
@@ -117,7 +137,10 @@ def test_rotate_half_with_tables_by_position():
         "%ss = gather(%ts, %positions)", "%c2 = reshape(%cc) {shape = [N, 1, 12]}", "%s2 = reshape(%ss) {shape = [N, 1, 12]}",
         cut("t", 0, 12), cut("a", 0, 6, of="t"), cut("b", 6, 12, of="t"), ROTATED, "return %z",
     ])  # fmt: skip
-    assert counts(graph("%x: f32[N, 4, 12], %ct: f32[S, 6], %st: f32[S, 6], %positions: i32[N]", body)) == {"gather": 2, "rope": 1}
+    assert counts(graph("%x: f32[N, 4, 12], %ct: f32[S, 6], %st: f32[S, 6], %positions: i32[N]", body)) == {
+        "gather": 2,
+        "rope": 1,
+    }
 
 
 def test_heads_that_are_columns_of_a_product():
@@ -128,15 +151,22 @@ def test_heads_that_are_columns_of_a_product():
 
 
 NEAR = {
-    "turned the other way": halves(4, turned=turn("%ac, %bs", "%bc, %as").replace("%o1 = sub", "%o1 = add").replace("%o2 = add", "%o2 = sub")),
+    "turned the other way": halves(
+        4, turned=turn("%ac, %bs", "%bc, %as").replace("%o1 = sub", "%o1 = add").replace("%o2 = add", "%o2 = sub")
+    ),
     "the same half twice": halves(4).replace(cut("b", 4, 8), cut("b", 0, 4)),
     "halves apart": halves(4).replace(cut("b", 4, 8), cut("b", 5, 9)),
-    "halves exchanged": halves(4).replace(cut("b", 4, 8), cut("b_", 4, 8)).replace("%a =", "%b =").replace("%b_ =", "%a ="),
+    "halves exchanged": halves(4)
+    .replace(cut("b", 4, 8), cut("b_", 4, 8))
+    .replace("%a =", "%b =")
+    .replace("%b_ =", "%a ="),
     "another sine": halves(4).replace("%as = mul(%a, %s)", "%s2 = abs(%s)\n%as = mul(%a, %s2)"),
     "a product has another user": halves(4, ", %ac"),
     "a half has another user": halves(4, ", %o1"),
     "pairs exchanged": pairs(4, "%q2, %q1", "strided"),
-    "pairs laid out as halves": halves(4).replace(cut("a", 0, 4), cut("a", 0, 8, 2)).replace(cut("b", 4, 8), cut("b", 1, 8, 2)),
+    "pairs laid out as halves": halves(4)
+    .replace(cut("a", 0, 4), cut("a", 0, 8, 2))
+    .replace(cut("b", 4, 8), cut("b", 1, 8, 2)),
     "angles of heads": halves(4).replace("[N, 4]", "[4, 4]").replace("shape = [N, 1, 4]", "shape = [4, 4]"),
 }
 

@@ -1,12 +1,13 @@
 """The routing chain becomes one `route`, with its groups masked in every way; near misses don't."""
 
+# ruff: noqa: E501 - a line of IR text stays a line
 from __future__ import annotations
 
 import math
 
 import pytest
-from ringc.ir.ops.routing import Route
 
+from ringc.ir.ops.routing import Route
 from tests.passes.support import counts, graph, transformed
 
 ARGS = "%logits: f32[N, 12], %bias: f32[12]"
@@ -64,18 +65,35 @@ SUM = "%ws = sum(%w) {axes = [1], keep = true}"
 EPS = "%eps = constant() {value = [1e-20], dtype = f32}"
 F = "%fac = constant() {value = [2.5], dtype = f32}"
 WEIGHTS = {
-    "normalised, factor": (f"{SUM}\n{EPS}\n%wt = add(%ws, %eps)\n%wn = div(%w, %wt)\n{F}\n%y = mul(%wn, %fac)", True, 1e-20, 2.5),
-    "factor first": (f"{SUM}\n{EPS}\n%wt = add(%ws, %eps)\n{F}\n%wf = mul(%fac, %w)\n%y = div(%wf, %wt)", True, 1e-20, 2.5),
+    "normalised, factor": (
+        f"{SUM}\n{EPS}\n%wt = add(%ws, %eps)\n%wn = div(%w, %wt)\n{F}\n%y = mul(%wn, %fac)",
+        True,
+        1e-20,
+        2.5,
+    ),
+    "factor first": (
+        f"{SUM}\n{EPS}\n%wt = add(%ws, %eps)\n{F}\n%wf = mul(%fac, %w)\n%y = div(%wf, %wt)",
+        True,
+        1e-20,
+        2.5,
+    ),
     "factor before the sum": (
-        f"{F}\n%wf = mul(%w, %fac)\n%ws = sum(%wf) {{axes = [1], keep = true}}\n%eps = constant() {{value = [0.5], dtype = f32}}\n"
-        "%wt = add(%eps, %ws)\n%y = div(%wf, %wt)",
+        (
+            f"{F}\n%wf = mul(%w, %fac)\n%ws = sum(%wf) {{axes = [1], keep = true}}\n%eps = constant() {{value = [0.5], dtype = f32}}\n"
+            "%wt = add(%eps, %ws)\n%y = div(%wf, %wt)"
+        ),
         True,
         0.2,
         1.0,
     ),
     "normalised": (f"{SUM}\n{EPS}\n%wt = add(%eps, %ws)\n%y = div(%w, %wt)", True, 1e-20, 1.0),
-    "by the inverse": (f"{SUM}\n{EPS}\n%wt = add(%ws, %eps)\n{ONE}\n%wi = div(%uno, %wt)\n%y = mul(%w, %wi)", True, 1e-20, 1.0),
-    "no eps": (f"%ws0 = sum(%w) {{axes = [1]}}\n%ws = reshape(%ws0) {{shape = [N, 1]}}\n%y = div(%w, %ws)", True, 0.0, 1.0),
+    "by the inverse": (
+        f"{SUM}\n{EPS}\n%wt = add(%ws, %eps)\n{ONE}\n%wi = div(%uno, %wt)\n%y = mul(%w, %wi)",
+        True,
+        1e-20,
+        1.0,
+    ),
+    "no eps": ("%ws0 = sum(%w) {axes = [1]}\n%ws = reshape(%ws0) {shape = [N, 1]}\n%y = div(%w, %ws)", True, 0.0, 1.0),
     "factor alone": (f"{F}\n%y = mul(%w, %fac)", False, None, 2.5),
     "plain": ("%y = reshape(%w) {shape = [N, 4]}", False, None, 1.0),
 }
@@ -85,7 +103,14 @@ def chain(score="sigmoid", bias="bias", group_score="top 2", kept="scatter", mas
           dropped="-inf", tail="", groups=True) -> str:  # fmt: skip
     limited = [GROUPED, GROUP_SCORE[group_score], KEPT[kept], MASKED[masked].replace("DROPPED", dropped)]
     plain = ["%m = reshape(%b) {shape = [N, 12]}"]
-    parts = [SCORE[score], BIAS[bias], *(limited if groups else plain), CHOOSE, WEIGHTS[weights][0], f"return %ids, %y{tail}"]
+    parts = [
+        SCORE[score],
+        BIAS[bias],
+        *(limited if groups else plain),
+        CHOOSE,
+        WEIGHTS[weights][0],
+        f"return %ids, %y{tail}",
+    ]
     return graph(ARGS, "\n".join(parts))
 
 
@@ -142,7 +167,8 @@ def test_added_mask():
 def test_weights(weights):
     op = found(chain(weights=weights))
     _, normalize, eps, factor = WEIGHTS[weights]
-    assert (op.normalize, op.factor) == (normalize, pytest.approx(factor, rel=1e-12))
+    assert op.normalize is normalize
+    assert op.factor == pytest.approx(factor, rel=1e-12)
     if eps is not None:
         assert op.eps == pytest.approx(eps, rel=1e-12)
 
@@ -153,7 +179,9 @@ def test_no_groups():
 
 
 def test_no_bias_and_the_values_of_the_choice():
-    text = chain("softmax", groups=False).replace(BIAS["bias"] + "\n", "").replace("%m = reshape(%b)", "%m = reshape(%p)")
+    text = (
+        chain("softmax", groups=False).replace(BIAS["bias"] + "\n", "").replace("%m = reshape(%b)", "%m = reshape(%p)")
+    )
     assert found(text).bias is None
     assert found(text.replace("%w = take_along(%p, %ids)\n", "").replace("%val, %ids", "%w, %ids")).bias is None
 
@@ -197,7 +225,9 @@ def test_groups_along_the_other_axis():
 
 
 def test_normalised_over_tokens():
-    text = chain(weights="normalised").replace("%ws = sum(%w) {axes = [1], keep = true}", "%ws = sum(%w) {axes = [0], keep = true}")
+    text = chain(weights="normalised").replace(
+        "%ws = sum(%w) {axes = [1], keep = true}", "%ws = sum(%w) {axes = [0], keep = true}"
+    )
     found_ = counts(text)
     assert found_["route"] == 1
     assert found_["div"] == 1

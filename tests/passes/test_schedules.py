@@ -8,7 +8,6 @@ import pytest
 import sympy
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.passes.support_model import Program, tiny_spec
 
 from ringc.errors import CodegenError
 from ringc.ir.ops.mixers import LinearAttention
@@ -18,6 +17,7 @@ from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, form
 from ringc.passes.schedules.model import N, at, crossover
 from ringc.passes.schedules.predict import predicted_seconds
 from ringc.passes.target import TARGETS, target
+from tests.passes.support_model import Program, launched, tiny_spec
 
 MINI = Problem(heads=16, dk=128, dv=128, element=2, steepest=0.71)
 
@@ -53,7 +53,7 @@ def test_the_cpu_block_shrinks_with_the_slope_until_no_block_is_safe() -> None:
     assert "chunk=8" in chunk[5.0].implementation
     assert "chunk=4" in chunk[10.0].implementation
     assert chunk[16.0].illegal
-    assert 4 * 16.0 > SAFE_EXPONENT
+    assert SAFE_EXPONENT < 4 * 16.0
     assert switch_length(replace(MINI, steepest=16.0), cpu) is None
 
 
@@ -66,17 +66,13 @@ def test_steep_slopes_reach_the_scheduler_from_the_spec() -> None:
     longest = program.lowered.functions["prefill.long"]
     assert longest.notes["form"] == "recurrent"
     assert longest.notes["switch"] is None
-    assert "exceeds" in dict((form, why) for form, _, why in longest.notes["forms"])["chunked"]
+    assert "exceeds" in {form: why for form, _, why in longest.notes["forms"]}["chunked"]
 
 
 def test_an_illegal_form_that_was_asked_for_is_an_error() -> None:
     program = Program(tiny_spec(), parse_pipeline("canonicalize,cse,raise,dce,outline,fuse"))
-    body = next(
-        op.body
-        for f in program.lowered.functions.values()
-        for op in f.body.ops
-        if getattr(op, "family", "") == "linear_attention"
-    )
+    regions = [op for f in program.lowered.functions.values() for op in f.body.ops if isinstance(op, Fused)]
+    body = next(r.body for r in regions if r.family == "linear_attention")
     (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
     mixer.form, mixer.steepest = "chunked", 99.0
     with pytest.raises(CodegenError, match="exp overflows"):
@@ -87,18 +83,9 @@ def test_one_row_streams_the_weight_and_many_rows_are_tiled() -> None:
     module = Program(tiny_spec(), default_pipeline()).lowered
 
     def products(version: str) -> set[str]:
-        launched = {
-            op.kernel
-            for f in module.functions.values()
-            if f.name.startswith(version)
-            for op in f.body.ops
-            if op.name == "launch"
-        }
-        return {
-            str(module.functions[k].notes["implementation"])
-            for k in launched
-            if module.functions[k].notes["family"] == "matmul" and "N" in str(module.functions[k].body.args[0].type)
-        }
+        kernels = [module.functions[k] for k in launched(module, version)]
+        tokens = [k for k in kernels if k.notes["family"] == "matmul" and "N" in str(k.body.args[0].type)]
+        return {str(k.notes["implementation"]) for k in tokens}
 
     assert products("decode.one") == {"tvm.matmul{rows=1,block=32}"}
     assert products("prefill.long") == {"tvm.matmul{rows=8,block=32}"}

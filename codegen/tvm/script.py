@@ -1,0 +1,146 @@
+"""Pieces of TVM script: a kernel's head, and vector loops over any number of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from ringc.codegen.kernel import Kernel
+from ringc.codegen.writer import Writer
+from ringc.errors import CodegenError
+from ringc.ir.core import Op, Value
+from ringc.ir.symbols import Dim, symbols_of
+from ringc.ir.types import DType, StateType, TensorType, Type
+
+LANES = 16
+"""Lanes of a vector: 16 f32 fill an AVX-512 register; narrower machines take two or four instructions."""
+
+_DTYPES = {DType.F32: "float32", DType.F64: "float64", DType.I32: "int32", DType.I64: "int64", DType.BOOL: "bool"}
+
+
+def dtype_text(dtype: DType, kernel: Kernel) -> str:
+    """TVM's name of an element type.
+
+    Raises:
+        CodegenError: kernels on the CPU don't take it.
+    """
+    if dtype not in _DTYPES:
+        raise CodegenError(f"@{kernel.name}: kernels on the CPU compute in f32, and this one takes {dtype}")
+    return _DTYPES[dtype]
+
+
+def storage_shape(type: Type) -> tuple[Dim, ...]:
+    """The row-major shape of what a kernel is given."""
+    return (type.slots, *type.shape) if isinstance(type, StateType) else type.layout.memory_shape(type.shape)
+
+
+class Script:
+    """Writes one kernel file in TVM script.
+
+    Args:
+        kernel: what is written.
+        names: identifier of each argument and output that the body uses.
+    """
+
+    def __init__(self, kernel: Kernel, names: Mapping[Value, str]) -> None:
+        self.kernel = kernel
+        self.names = names
+        self.out = Writer()
+
+    @contextmanager
+    def main(self, parallel: str = "") -> Iterator[None]:
+        """The function, up to its parameters' shapes; then `kernel()`."""
+        out, body = self.out, self.kernel.function.body
+        given = [*body.args, *(v for v in body.outputs if isinstance(v.type, TensorType))]
+        types = [v.type for v in given] + list(self.kernel.workspace)
+        names = [self.names[v] for v in given] + [f"workspace{i}" for i in range(len(self.kernel.workspace))]
+        out("@T.prim_func(s_tir=True)")
+        with out.block(f"def main({', '.join(f'{n}_: T.handle' for n in names)}):"):
+            out('T.func_attr({"tirx.noalias": True})')
+            sizes: dict[Dim, str] = {}
+            shapes = [[self._size(d, sizes) for d in storage_shape(t)] for t in types]
+            for size in sizes.values():
+                out(f"{size} = T.int64()")
+            for name, type, shape in zip(names, types, shapes, strict=True):
+                axes = ", ".join(shape) + ("," if len(shape) == 1 else "")
+                out(f'{name} = T.match_buffer({name}_, ({axes}), "{dtype_text(type.dtype, self.kernel)}")')
+            yield
+        out()
+        out()
+        with out.block("def kernel() -> tvm.IRModule:"):
+            out('return tvm.IRModule({"main": main})')
+
+    def _size(self, dim: Dim, sizes: dict[Dim, str]) -> str:
+        """A size that is known, or a variable that TVM reads off the tensors. `B + 1` and `4*N` are variables of their own."""
+        if isinstance(dim, int):
+            return str(dim)
+        if dim not in sizes:
+            symbols = "_".join(sorted(symbols_of([dim])))
+            name = symbols if dim.is_Symbol else f"{symbols}_size"
+            taken = {*sizes.values(), *self.names.values()}
+            while name in taken:
+                name += "_"
+            sizes[dim] = name
+        return sizes[dim]
+
+    def __call__(self, text: str = "") -> None:
+        self.out(text)
+
+    def block(self, head: str):  # type: ignore[no-untyped-def] # noqa: ANN201
+        """See `Writer.block`."""
+        return self.out.block(head)
+
+    def scratch(self, name: str, shape: Sequence[int], dtype: str = "float32", *, stack: bool = False) -> None:
+        """Memory of a task. Under 1 KiB it is on the stack, or in registers where its indices are constants; `stack` puts more there."""
+        note = ', annotations={"disable_lower_builtin": True}' if stack else ""
+        axes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        self.out(f'{name} = T.alloc_buffer(({axes}), "{dtype}", scope="global"{note})')
+
+    def vectors(self, width: int, *statements: Callable[[str], str], unroll: bool = True) -> None:
+        """Statements on each of `width` columns, by vectors of 16 and for the rest by powers of two: no vector is cut by a condition.
+
+        Each statement is given the text of the column's number.
+        """
+        whole, rest = divmod(width, LANES)
+        loop = "T.unroll" if unroll else "T.serial"
+        if whole == 1:
+            self._lanes(LANES, "l", statements)
+        elif whole:
+            with self.block(f"for c in {loop}({whole}):"):
+                self._lanes(LANES, f"c * {LANES} + l", statements)
+        start, lanes = whole * LANES, LANES // 2
+        while rest:
+            if rest >= lanes:
+                at = f"{start} + l" if start else "l"
+                self._lanes(lanes, at, statements)
+                start, rest = start + lanes, rest - lanes
+            lanes //= 2
+
+    def _lanes(self, lanes: int, at: str, statements: Sequence[Callable[[str], str]]) -> None:
+        if lanes == 1:
+            for statement in statements:
+                self.out(statement(at.replace("l", "0")))
+            return
+        with self.block(f"for l in T.vectorized({lanes}):"):
+            for statement in statements:
+                self.out(statement(at))
+
+    def text(self) -> str:
+        return self.out.text()
+
+
+def only(kernel: Kernel, kind: type[Op]) -> Op:
+    """The operation of a kind in a kernel that does little else.
+
+    Raises:
+        CodegenError: there is none, or more than one.
+    """
+    found = [op for op in kernel.function.body.ops if isinstance(op, kind)]
+    if len(found) != 1:
+        raise CodegenError(f"@{kernel.name}: {kernel.implementation.template} makes one {kind.name}, and this region has {len(found)}")
+    return found[0]
+
+
+def floor_multiple(n: int, m: int) -> int:
+    """The smallest multiple of m that is at least n."""
+    return -(-n // m) * m

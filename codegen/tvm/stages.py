@@ -1,0 +1,491 @@
+"""From the operations of a region to loops in TVM script.
+
+A *stage* is a value that is kept: an output, a reduction, or something dear that is read more often than it has elements. Everything else
+is written where it is read, through its element rule. A stage's loops are cut where the expression inside changes (`elements.question`),
+so that a vector loop has no conditions, and its last axis is computed in vectors; what is left over at the end of a row is covered by
+a vector that overlaps the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from ringc.codegen.names import Names
+from ringc.codegen.tvm.elements import Arithmetic, Expr, question, text, walk
+from ringc.codegen.writer import Writer
+from ringc.errors import CodegenError
+from ringc.ir.builder import Builder
+from ringc.ir.core import Block, Op, Value
+from ringc.ir.elements import Elementwise
+from ringc.ir.ops.composite import Composite, expand
+from ringc.ir.ops.pointwise import Pointwise
+from ringc.ir.ops.reduce import Mean, Reduction
+from ringc.ir.ops.rows import Rope, Silu
+from ringc.ir.ops.shape import Concat
+from ringc.ir.ops.source import SegmentIds
+from ringc.ir.ops.state import StateAppend
+from ringc.ir.symbols import evaluate, product, symbols_of
+from ringc.ir.types import StateType
+
+LANES = 16
+"""Elements of a vector: 512 bits of f32; the compiler halves them where a processor has less."""
+
+Place = Callable[[Sequence[Expr]], Expr]
+"""Reads the element of a kept value at an index."""
+
+_PIECES = 48
+"""Loops that a stage is cut into at most; past that, conditions stay in the loop."""
+
+_ROW_BYTES = 16384
+"""A row's intermediate larger than this is computed again rather than kept."""
+
+_COST = {"exp": 8, "sigmoid": 8, "log": 30, "cos": 30, "sin": 30, "sqrt": 5, "rsqrt": 6, "div": 4}
+_DEAR = 5
+
+
+def primitive(body: Block) -> Block:
+    """A copy of a region with its composite operations written out, but for those that have an element rule."""
+    copy = Block([a.type for a in body.args], [a.name for a in body.args])
+    mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
+    builder = Builder(copy)
+    for op in body.ops:
+        clone = op.clone(mapping)
+        dissolve = isinstance(op, Composite) and not isinstance(op, Elementwise)
+        made = expand(builder, clone) if dissolve else builder.insert(clone).results
+        for old, new in zip(op.results, made, strict=True):
+            new.name = new.name or old.name
+            mapping[old] = new
+    copy.set_outputs(mapping[v] for v in body.outputs)
+    return copy
+
+
+# -- which values are kept
+
+
+def chosen_stages(body: Block) -> list[Value]:
+    """The values of a region that are kept, in the order in which they are made."""
+    kept = {v for v in body.outputs if v.op is not None and not isinstance(v.type, StateType)}
+    kept |= {op.result for op in body.ops if isinstance(op, Reduction | SegmentIds)}
+    weight: dict[Value, int] = dict.fromkeys(body.args, 0)
+    for op in body.ops:
+        for value in op.results:
+            if isinstance(value.type, StateType):
+                continue
+            own = _COST.get(op.function, 1) if isinstance(op, Pointwise) and op.inputs() else 0
+            own = 9 if isinstance(op, Silu) else 6 if isinstance(op, Rope) else own
+            # What is smaller than the result is kept by itself, if it is dear.
+            taken = [v for v in op.inputs() if not isinstance(v.type, StateType) and _count(v) >= _count(value)] if own else op.inputs()
+            weight[value] = 0 if value in kept else own + sum(weight[v] for v in taken)
+    reads: dict[Value, float] = {}
+    for op in reversed(body.ops):
+        for value in op.results:
+            if value in kept or not isinstance(op, Elementwise):
+                continue
+            dear = weight[value] >= _DEAR and value.type.dtype.is_float
+            if dear and reads.get(value, 0) > _count(value) and _row_bytes(value) <= _ROW_BYTES:
+                kept.add(value)
+        for value in op.inputs():
+            if not isinstance(value.type, StateType):
+                reads[value] = reads.get(value, 0) + _reads(op, value, kept, reads)
+    return [v for op in body.ops for v in op.results if v in kept]
+
+
+def _reads(op: Op, value: Value, kept: set[Value], reads: Mapping[Value, float]) -> float:
+    """How often an operation reads elements of an operand."""
+    if isinstance(op, StateAppend):
+        return _count(op.rows) if value is op.rows else _count(op.slots)
+    if isinstance(op, Reduction):
+        return _count(value)
+    times = _count(op.result) if op.result in kept else reads.get(op.result, 0)
+    if isinstance(op, Rope) and value is op.x:
+        return 2 * times
+    if isinstance(op, Concat):
+        return times * _count(value) / max(_count(op.result), 1)
+    return times
+
+
+def _count(value: Value) -> float:
+    """Elements of a value, sizes that aren't known taken for 64."""
+    elements = product(value.shape)
+    return evaluate(elements, dict.fromkeys(symbols_of([elements]), 64))
+
+
+def _row_bytes(value: Value) -> float:
+    elements = product(value.shape[1:])
+    return 4 * elements if isinstance(elements, int) else _ROW_BYTES + 1
+
+
+# -- loops
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a stage goes: `store(index, value)` is the statement that keeps an element."""
+
+    store: Callable[[Sequence[Expr], str], str]
+    dtype: str
+
+
+class Stages:
+    """Writes the stages of a region.
+
+    Attributes:
+        places: how the values that are kept are read; `element` follows it.
+    """
+
+    def __init__(self, names: Names, math: Arithmetic, w: Writer, places: dict[Value, Place]) -> None:
+        self.names, self.math, self.w = names, math, w
+        self.places = places
+        self._roles: dict[str, str] = {}
+        self._memo: dict[tuple[object, ...], Expr] = {}
+        self._hints: dict[Expr, str] = {}
+        self._pieces = 0
+
+    # -- expressions
+
+    def element(self, value: Value, index: Sequence[Expr]) -> Expr:
+        """An element of a value.
+
+        Raises:
+            CodegenError: it depends on an operation without an element rule.
+        """
+        if value in self.places:
+            return self.places[value](index)
+        key = (value, *index)
+        if key in self._memo:
+            return self._memo[key]
+        op = value.op
+        if not isinstance(op, Elementwise):
+            raise CodegenError(f"a TVM kernel has no form for {op.name if op else 'an argument'} here")
+        operands = op.inputs()
+        try:
+            made: Expr = op.element(list(index), lambda k, at: self.element(operands[k], list(at)), self.math)
+        except NotImplementedError as error:
+            raise CodegenError(f"a TVM kernel has no form for {op.name} here: {error}") from error
+        self._memo[key] = made
+        if value.name:
+            self._hints.setdefault(made, value.name)
+        return made
+
+    def place(self, value: Value, place: Place) -> None:
+        """From here on, read a value like this."""
+        self.places[value] = place
+        self._memo.clear()
+
+    def role(self, hint: str) -> str:
+        """The name that loops of one kind have everywhere in the function."""
+        if hint not in self._roles:
+            self._roles[hint] = self.names.fresh(hint)
+        return self._roles[hint]
+
+    def axes(self, shape: Sequence[object], hints: Sequence[str]) -> list[Expr]:
+        """A loop variable for each axis; one whose size isn't known has no greatest value."""
+        letters = list(hints)[-len(shape) :] if shape else []
+        letters = [f"i{n}" for n in range(len(shape) - len(letters))] + letters
+        return [
+            self.math.variable(self.role(h), 0, d - 1) if isinstance(d, int) else self.math.variable(self.role(h), 0, None, "int64")
+            for h, d in zip(letters, shape, strict=True)
+        ]
+
+    # -- stages
+
+    def pointwise(self, value: Value, lead: Sequence[Expr], target: Target) -> None:
+        """Compute every element of a value below the leading index."""
+        axes = self.axes(value.shape[len(lead) :], "ghc")
+        sizes = dict(zip(axes, value.shape[len(lead) :], strict=True))
+
+        def leaf(axes: Sequence[Expr], index: Sequence[Expr]) -> None:
+            with self.chunks(axes, index, sizes) as (at, lane):
+                self.statement(self.element(value, at), lambda e: target.store(at, e), lane, target.dtype)
+
+        self._pieces = 0
+        self.nest(axes, [*lead, *axes], lambda at: self.element(value, at), leaf)
+
+    def reduction(self, op: Op, lead: Sequence[Expr], target: Target) -> None:
+        """Compute a reduction's elements below the leading index."""
+        result = op.results[0]
+        kept = self.axes(result.shape[len(lead) :], "ghc")
+        at = [*lead, *kept]
+        if isinstance(op, SegmentIds):
+            segment = self.axes((op.offsets.shape[0] - 1,), "b")
+            inside, sizes = list(segment), dict(zip(segment, (op.offsets.shape[0] - 1,), strict=True))
+            source = [*segment]
+        else:
+            assert isinstance(op, Reduction)
+            inside = self.axes([op.x.shape[a] for a in op.axes], "ijk")
+            sizes = dict(zip(inside, (op.x.shape[a] for a in op.axes), strict=True))
+            left, reduced = iter(at), iter(inside)
+            source = []
+            for axis in range(op.x.tensor.rank):
+                if axis in op.axes:
+                    source.append(next(reduced))
+                    if op.keep:
+                        next(left)
+                else:
+                    source.append(next(left))
+        rank = len(at)
+        outer = dict(zip(kept, result.shape[len(lead) :], strict=True))
+        across = isinstance(op, Reduction) and op.x.tensor.rank - 1 not in op.axes
+
+        def term(index: Sequence[Expr]) -> Expr:
+            if isinstance(op, SegmentIds):
+                below = self.element(op.offsets, [self.math.apply("add", index[rank], self.math.number(1))])
+                started = self.math.apply("le", below, index[0])
+                return self.math.apply("where", started, self.math.number(1), self.math.number(0))
+            assert isinstance(op, Reduction)
+            return self.element(op.x, index[rank:])
+
+        def leaf(axes: Sequence[Expr], index: Sequence[Expr]) -> None:
+            if across and axes:
+                self._across(op, axes, index, outer, inside, sizes, term, rank, target)
+            else:
+                self._along(op, axes, index, outer, inside, sizes, term, rank, target)
+
+        self._pieces = 0
+        self.nest(kept, [*at, *source], term, leaf)
+
+    def _along(self, op: Op, axes: Sequence[Expr], index: Sequence[Expr], outer: Mapping[Expr, object], inside: Sequence[Expr],
+               sizes: Mapping[Expr, object], term: Callable[[Sequence[Expr]], Expr], rank: int, target: Target) -> None:  # fmt: skip
+        """A reduction along the last axis: one partial result a lane."""
+        last = inside[-1].range[1]
+        lanes = _lanes(last + 1) if last is not None else 1
+        with ExitStack() as stack:
+            for axis in axes:
+                stack.enter_context(self.loop(axis, outer))
+            partial, dtype = self._accumulator(op, lanes)
+
+            def leaf(axes: Sequence[Expr], at: Sequence[Expr]) -> None:
+                for piece, lane in self._cut(axes, at, sizes, lanes):
+                    mine = self.math.load(partial, [lane or self.math.number(0)], op.results[0].type.dtype)
+                    self.statement(self._combined(op, mine, term(piece)), lambda e, m=mine: f"{text(m)} = {e}", lane, dtype)  # type: ignore[misc]
+
+            self.nest(inside, list(index), term, leaf)
+            self.statement(self._finished(op, partial, lanes, dtype), lambda e: target.store(index[:rank], e), None, target.dtype)
+
+    def _across(self, op: Op, axes: Sequence[Expr], index: Sequence[Expr], outer: Mapping[Expr, object], inside: Sequence[Expr],
+                sizes: Mapping[Expr, object], term: Callable[[Sequence[Expr]], Expr], rank: int, target: Target) -> None:  # fmt: skip
+        """A reduction along other axes than the last: one result a lane."""
+        dtype = op.results[0].type.dtype
+        with self.chunks(axes, index, outer, before=True) as (at, lane):
+            partial, stored = self._accumulator(op, self._width(lane))
+            mine = self.math.load(partial, [lane or self.math.number(0)], dtype)
+
+            def leaf(axes: Sequence[Expr], at: Sequence[Expr]) -> None:
+                with ExitStack() as stack:
+                    for axis in axes:
+                        stack.enter_context(self.loop(axis, sizes))
+                    with self.lanes(lane):
+                        self.statement(self._combined(op, mine, term(at)), lambda e: f"{text(mine)} = {e}", lane, stored, opened=True)
+
+            self.nest(inside, list(at), term, leaf)
+            self.statement(self._mean(op, mine), lambda e: target.store(at[:rank], e), lane, target.dtype)
+
+    def _accumulator(self, op: Op, lanes: int) -> tuple[str, str]:
+        """Declares partial results and sets them to the reduction's neutral element."""
+        dtype = self.math.literal(0, op.results[0].type.dtype).dtype
+        name = self.names.fresh(f"{op.results[0].name or op.name}_lanes")
+        self.w(f'{name} = T.alloc_buffer(({lanes},), "{dtype}", scope="global")')
+        low = _combine(op) == "maximum"
+        start = f'T.min_value("{dtype}")' if low and dtype.startswith("int") else f'T.{dtype}("-inf")' if low else f"T.{dtype}(0)"
+        if lanes == 1:
+            self.w(f"{name}[0] = {start}")
+        else:
+            lane = self.role("l")
+            with self.w.block(f"for {lane} in T.vectorized({lanes}):"):
+                self.w(f"{name}[{lane}] = {start}")
+        return name, dtype
+
+    def _combined(self, op: Op, a: Expr, b: Expr) -> Expr:
+        return self.math.apply(_combine(op), a, self.math.convert(b, a.dtype))
+
+    def _finished(self, op: Op, partial: str, lanes: int, dtype: str) -> Expr:
+        """The result of partial results."""
+        if lanes == 1:
+            return self._mean(op, self.math.load(partial, [self.math.number(0)], op.results[0].type.dtype))
+        function = "lanes_max" if _combine(op) == "maximum" else "lanes_sum"
+        self.math.functions.add(function)
+        return self._mean(op, self.math.call(function, [self.math.scalar(partial, dtype)], dtype))
+
+    def _mean(self, op: Op, total: Expr) -> Expr:
+        if not isinstance(op, Mean):
+            return total
+        return self.math.apply("div", total, self.math.convert(self.math.size(op.extent), total.dtype))
+
+    # -- loops
+
+    def nest(self, axes: Sequence[Expr], index: Sequence[Expr], make: Callable[[Sequence[Expr]], Expr],
+             leaf: Callable[[Sequence[Expr], Sequence[Expr]], None]) -> None:  # fmt: skip
+        """Call `leaf(axes, index)` for pieces of the loops in which `make(index)` needs no further cut."""
+        fixed = {a: self.math.number(a.range[0]) for a in axes if a.range[0] is not None and a.range[0] == a.range[1]}
+        if fixed:
+            index = [self.math.replace(i, fixed) for i in index]
+            axes = [a for a in axes if a not in fixed]
+        asked = question(make(index), axes, self.math) if self._pieces < _PIECES else None
+        if asked is None:
+            leaf(axes, index)
+            return
+        variable = asked.variable
+        low, high = variable.range
+        assert low is not None and high is not None
+        name = str(variable.what)
+        where = list(axes).index(variable)
+        parts: list[tuple[list[Expr], Expr]] = []
+        if asked.kind == "cut":
+            self._pieces += 1
+            for first, last in ((low, asked.at - 1), (asked.at, high)):
+                piece = self.math.variable(name, first, last)
+                parts.append(([piece], piece))
+        else:
+            taken = {str(a.what) for a in axes}
+            number = next(n for n in range(1, 99) if f"{name}{n}" not in taken)
+            block = self.math.variable(self.role(f"{name}{number}"), 0, (high - low + 1) // asked.at - 1)
+            within = self.math.variable(name, 0, asked.at - 1)
+            start = self.math.apply("add", self.math.apply("mul", block, self.math.number(asked.at)), self.math.number(low))
+            parts.append(([block, within], self.math.apply("add", start, within)))
+        for loops, value in parts:
+            inner = [*axes[:where], *loops, *axes[where + 1 :]]
+            self.nest(inner, [self.math.replace(i, {variable: value}) for i in index], make, leaf)
+
+    @contextmanager
+    def loop(self, axis: Expr, sizes: Mapping[Expr, object]) -> Iterator[None]:
+        """A serial loop over an axis."""
+        low, high = axis.range
+        if high is None:
+            size = self.math.size(sizes[axis])  # type: ignore[arg-type]
+            head = f"for {axis.what} in range({text(size)}):"
+        else:
+            head = f"for {axis.what} in range({f'{low}, ' if low else ''}{high + 1}):"
+        with self.w.block(head):
+            yield
+
+    @contextmanager
+    def chunks(
+        self, axes: Sequence[Expr], index: Sequence[Expr], sizes: Mapping[Expr, object], before: bool = False
+    ) -> Iterator[tuple[list[Expr], Expr | None]]:
+        """Loops over all axes, the last in vectors: gives the index and the lane, or no lane where there is no vector."""
+        with ExitStack() as stack:
+            for axis in axes[:-1]:
+                stack.enter_context(self.loop(axis, sizes))
+            last = axes[-1] if axes else None
+            if last is None or last.range[1] is None or last.range[0] is None or last.range[1] - last.range[0] < 1:
+                if last is not None:
+                    stack.enter_context(self.loop(last, sizes))
+                yield list(index), None
+                return
+            low, count = last.range[0], last.range[1] - last.range[0] + 1
+            lanes = _lanes(count)
+            lane = self.math.variable(self.role("l"), 0, lanes - 1)
+            start = self.math.number(low)
+            if count % lanes:  # the last vector overlaps the one before
+                step = self.math.variable(self.role("v"), 0, -(-count // lanes) - 1)
+                stack.enter_context(self.loop(step, {}))
+                at = self.math.apply("mul", step, self.math.number(lanes))
+                at = self.math.apply("add", self.math.apply("minimum", at, self.math.number(count - lanes)), start)
+                start = self.math.variable(str(last.what), low, low + count - lanes)
+                self.w(f"{start.what}: T.let = {text(at)}")
+            elif count > lanes:
+                step = self.math.variable(self.role("v"), 0, count // lanes - 1)
+                stack.enter_context(self.loop(step, {}))
+                start = self.math.apply("add", self.math.apply("mul", step, self.math.number(lanes)), start)
+            value = self.math.apply("add", start, lane)
+            yield [self.math.replace(i, {last: value}) for i in index], lane
+
+    def _cut(self, axes: Sequence[Expr], index: Sequence[Expr], sizes: Mapping[Expr, object], lanes: int
+             ) -> Iterator[tuple[list[Expr], Expr | None]]:  # fmt: skip
+        """Loops over all axes, the last in vectors that don't overlap: smaller ones for what is left over."""
+        with ExitStack() as stack:
+            for axis in axes[:-1]:
+                stack.enter_context(self.loop(axis, sizes))
+            last = axes[-1] if axes else None
+            if last is None or lanes == 1 or last.range[0] is None or last.range[1] is None:
+                if last is not None:
+                    stack.enter_context(self.loop(last, sizes))
+                yield list(index), None
+                return
+            low, left = last.range[0], last.range[1] - last.range[0] + 1
+            while left:
+                width = min(lanes, _lanes(left))
+                times = left // width
+                with ExitStack() as inner:
+                    start = self.math.number(low)
+                    if times > 1:
+                        step = self.math.variable(self.role("v"), 0, times - 1)
+                        inner.enter_context(self.loop(step, {}))
+                        start = self.math.apply("add", self.math.apply("mul", step, self.math.number(width)), start)
+                    lane = self.math.variable(self.role("l"), 0, width - 1) if width > 1 else None
+                    value = self.math.apply("add", start, lane) if lane else start
+                    yield [self.math.replace(i, {last: value}) for i in index], lane
+                low, left = low + times * width, left - times * width
+
+    @contextmanager
+    def lanes(self, lane: Expr | None) -> Iterator[None]:
+        """A vector loop, or none."""
+        if lane is None:
+            yield
+            return
+        with self.w.block(f"for {lane.what} in T.vectorized({self._width(lane)}):"):
+            yield
+
+    @staticmethod
+    def _width(lane: Expr | None) -> int:
+        return 1 if lane is None or lane.range[1] is None else lane.range[1] + 1
+
+    # -- statements
+
+    def statement(
+        self, e: Expr, store: Callable[[str], str], lane: Expr | None, dtype: str, opened: bool = False
+    ) -> None:
+        """Keep a value; what occurs in it several times gets a name. `opened`: the vector loop is open already."""
+        e = self.math.convert(e, dtype)
+        named: dict[Expr, str] = {}
+        lines: list[str] = []
+        for part in [] if opened else repeated(e):
+            name = self.names.fresh(self._hints.get(part) or "t")
+            if lane is None:
+                lines.append(f"{name}: T.let = {text(part, named)}")
+                named[part] = name
+            else:
+                self.w(f'{name} = T.alloc_buffer(({self._width(lane)},), "{part.dtype}", scope="global")')
+                lines.append(f"{name}[{lane.what}] = {text(part, named)}")
+                named[part] = f"{name}[{lane.what}]"
+        with self.lanes(None if opened else lane):
+            for line in lines:
+                self.w(line)
+            self.w(store(text(e, named)))
+
+
+def _combine(op: Op) -> str:
+    return op.combine if isinstance(op, Reduction) else "add"
+
+
+def _lanes(count: int) -> int:
+    """The largest power of two that is at most `count` and the width of a vector."""
+    return min(LANES, 1 << (count.bit_length() - 1))
+
+
+def repeated(e: Expr) -> list[Expr]:
+    """Values inside of an expression that occur several times and are worth a name, each after those that it contains.
+
+    What a condition on indices guards is left where it is: elsewhere it may read outside of a tensor.
+    """
+    uses: dict[Expr, int] = {}
+    order: list[Expr] = []
+
+    def visit(current: Expr) -> None:
+        uses[current] = uses.get(current, 0) + 1
+        if uses[current] > 1:
+            return
+        guarded = current.op == "where" and not current.args[0].data
+        for inner in current.args[:1] if guarded else current.args:
+            visit(inner)
+        order.append(current)
+
+    visit(e)
+    return [x for x in order if uses[x] > 1 and x is not e and x.data and not x.is_index and _work(x) > 1]
+
+
+def _work(e: Expr) -> int:
+    """Operations in an expression, those that compute indices left out."""
+    return sum(3 if x.op == "call" else 1 for x in walk(e) if x.op not in ("const", "var", "load", "cast") and not (x.is_index and not x.data))
