@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringc.errors import CodegenError
+from ringc.ir.ops.call import Fused
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.schedules.candidates import candidates, typical_sizes
