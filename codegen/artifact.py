@@ -48,7 +48,9 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return digest(to_json(rest).encode())
 
 
-def write_artifact(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes], *, force: bool = False) -> int:
+def write_artifact(
+    folder: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes], *, force: bool = False
+) -> int:
     """Write all files and the manifest, to which the files' hashes and its own are added; gives back the bytes written.
 
     Args:
@@ -91,14 +93,18 @@ def check_target(folder: Path, name: str, *, force: bool = False) -> None:
     if not above.is_dir():
         raise ArtifactError(f"{above} is not a folder", place=Place(folder))
     if not os.access(above if above != folder else folder.parent, os.W_OK):
-        raise ArtifactError("the folder can't be written: permission denied", place=Place(folder), help="choose another with -o")
+        raise ArtifactError(
+            "the folder can't be written: permission denied", place=Place(folder), help="choose another with -o"
+        )
 
 
 def _check_target(folder: Path, name: str, force: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir():
-        raise ArtifactError("a file of this name is in the way", place=Place(folder), help="choose another folder with -o")
+        raise ArtifactError(
+            "a file of this name is in the way", place=Place(folder), help="choose another folder with -o"
+        )
     if not any(folder.iterdir()):
         return
     try:
@@ -108,11 +114,15 @@ def _check_target(folder: Path, name: str, force: bool) -> None:
         there = None
     if there is None:
         raise ArtifactError(
-            "the folder holds something that is no artifact", place=Place(folder), help="choose an empty or new folder with -o"
+            "the folder holds something that is no artifact",
+            place=Place(folder),
+            help="choose an empty or new folder with -o",
         )
     if there != name and not force:
         raise ArtifactError(
-            f"the folder holds an artifact of '{there}'", place=Place(folder), help="choose another with -o, or replace it with --force"
+            f"the folder holds an artifact of '{there}'",
+            place=Place(folder),
+            help="choose another with -o, or replace it with --force",
         )
 
 
@@ -140,6 +150,10 @@ def _umask() -> int:
 
 def _explain(error: OSError, folder: Path) -> ArtifactError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ArtifactError("no space left on the disk", place=Place(folder), help="free some, or choose another folder with -o")
+        return ArtifactError(
+            "no space left on the disk", place=Place(folder), help="free some, or choose another folder with -o"
+        )
     reason = (error.strerror or str(error)).lower()
-    return ArtifactError(f"can't write the artifact: {reason}", place=Place(folder), help="choose another folder with -o")
+    return ArtifactError(
+        f"can't write the artifact: {reason}", place=Place(folder), help="choose another folder with -o"
+    )

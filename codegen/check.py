@@ -63,10 +63,7 @@ def check_kernel(
     outputs = iter(given[len(inputs) : len(inputs) + len(kernel.outputs)])
     compared: list[Compared] = []
     for i, value in enumerate(body.outputs):
-        if isinstance(value.type, StateType):
-            made = given[kernel.in_place[i]]
-        else:
-            made = next(outputs)
+        made = given[kernel.in_place[i]] if isinstance(value.type, StateType) else next(outputs)
         name = value.name if value.name and not value.name.isdigit() else f"result {i}"
         compared.append(_compare(name, made.cpu(), exact[i], plain[i]))
     return compared

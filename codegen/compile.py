@@ -17,12 +17,15 @@ from ringc.codegen.emit import cost_of, emit
 from ringc.codegen.kernel import Kernel, Source, kernel_of
 from ringc.codegen.prepare import prepare_map
 from ringc.codegen.program import emit_program, entry_versions
+from ringc.codegen.service import note_service
 from ringc.ir.core import Module
 from ringc.ir.levels import verify
 from ringc.ir.symbols import dim_text
 from ringc.ir.text_print import print_module
 from ringc.ir.types import StateType, Type
 from ringc.passes.framework import Pass, PassManager, Timing, dump_each
+from ringc.passes.schedules.candidates import typical_sizes
+from ringc.passes.schedules.predict import predicted_seconds
 from ringc.passes.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -104,6 +107,7 @@ def compile_module(
         progress("passes", step.index + 1, len(pipeline))
 
     PassManager(pipeline, [timing, report, *([dump_each(each)] if dump_all else [])]).run(module, target)
+    note_service(module)
     verify(module)
     graph[f"{len(pipeline):02d}_{pipeline[-1].name}.ring"] = print_module(module)
 
@@ -149,13 +153,12 @@ def _build(
     """Every kernel built by its own back end: a CPU artifact may hold kernels of TVM and library calls side by side."""
     built: dict[str, Any] = {}
     versions: dict[str, str] = {}
+    finished: list[str] = []
 
-    def done(_name: str) -> None:
-        nonlocal count
-        count += 1
-        progress("kernels", count, len(sources))
+    def done(name: str) -> None:
+        finished.append(name)
+        progress("kernels", len(finished), len(sources))
 
-    count = 0
     for name in dict.fromkeys(s.backend for s in sources):
         builder = backend(name)
         built |= builder.build([s for s in sources if s.backend == name], target, cache, done)
@@ -198,7 +201,9 @@ def _entries(module: Module) -> dict[str, Any]:
                 "name": f.name,
                 "guard": f.notes.get("guard", ""),
                 "rows": list(f.notes.get("rows", (1, 0))),
-                "predicted": f.notes.get("predicted", 0.0),
+                "form": f.notes.get("form", ""),
+                "predicted": predicted_seconds(module, f),
+                "typical": typical_sizes(f.notes["rows"], f.notes["serves"]),
                 "inputs": [[a.name, str(a.type)] for a in f.body.args],
             }
             for f in versions
@@ -224,7 +229,9 @@ def _events(module: Module, timing: Timing, kernels: Sequence[Kernel], built: Ma
     lines: list[dict[str, Any]] = [{"event": "pass", "name": name} for name, _ in timing.seconds]
     for kernel in kernels:
         files = sorted(built[kernel.name].files)
-        lines.append({"event": "kernel", "name": kernel.name, "implementation": str(kernel.implementation), "files": files})
+        lines.append(
+            {"event": "kernel", "name": kernel.name, "implementation": str(kernel.implementation), "files": files}
+        )
     lines += [
         {"event": "version", "entry": entry, "name": f.name, "guard": f.notes.get("guard", "")}
         for entry, versions in entry_versions(module).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 
@@ -27,11 +28,16 @@ def sizes_for(function: Function, wanted: Mapping[str, int] = REDUCED) -> dict[s
     sizes = dict(wanted)
     low, high = function.notes.get("rows", (1, 0))
     sizes["N"] = max(low, min(sizes["N"], high or sizes["N"]))
-    sizes["B"] = min(sizes["B"], sizes["N"])
+    sizes["B"] = sizes["N"] if _decodes(function) else min(sizes["B"], sizes["N"])
     sizes["R"] = min(sizes["R"], sizes["N"])
     sizes["P"] = max(sizes["P"], sizes["B"] + 1)
     sizes["S"] = max(sizes["S"], sizes["N"])
     return sizes
+
+
+def _decodes(function: Function) -> bool:
+    """Whether a kernel only ever sees one token of each sequence."""
+    return bool(function.notes.get("serves") == "decode")
 
 
 def random_inputs(function: Function, sizes: Mapping[str, int], seed: int = 0) -> list[torch.Tensor]:
@@ -42,12 +48,13 @@ def random_inputs(function: Function, sizes: Mapping[str, int], seed: int = 0) -
         sizes: values of its symbols.
         seed: of the draw.
     """
-    return _Inputs(function.body, dict(sizes), seed).all()
+    return _Inputs(function.body, dict(sizes), seed, one_each=_decodes(function)).all()
 
 
 class _Inputs:
-    def __init__(self, block: Block, sizes: dict[str, int], seed: int) -> None:
+    def __init__(self, block: Block, sizes: dict[str, int], seed: int, *, one_each: bool) -> None:
         self.block = block
+        self.one_each = one_each
         self.env = Env(sizes)
         self.generator = torch.Generator().manual_seed(seed)
         self.cuts: dict[tuple[int, int], list[int]] = {}
@@ -73,7 +80,7 @@ class _Inputs:
         if any(isinstance(u, LinearAttention) and u.slopes is arg for u in users):
             return torch.rand(shape, generator=self.generator) * 0.7 + 0.01
         made = self.normal(shape)
-        if any(isinstance(u, MatMul) and u.b is arg or isinstance(u, SegmentMatMul) and u.w is arg for u in users):
+        if any((isinstance(u, MatMul) and u.b is arg) or (isinstance(u, SegmentMatMul) and u.w is arg) for u in users):
             made = made * shape[-1] ** -0.5
         return made.to(type.dtype.torch)
 
@@ -116,6 +123,8 @@ class _Inputs:
     def offsets(self, segments: int, rows: Dim) -> torch.Tensor:
         """Ascending, from 0 to the number of rows; the same for all operations on the same rows."""
         total = self.env.size(rows)
+        if segments == total and self.one_each:
+            return torch.arange(total + 1)
         if (segments, total) not in self.cuts:
             inner = torch.randint(0, total + 1, (segments - 1,), generator=self.generator).sort().values.tolist()
             self.cuts[segments, total] = [0, *inner, total]
@@ -134,7 +143,7 @@ class _Inputs:
         cuts = self.offsets(segments, user.q.shape[0]).tolist()
         longest = self.env.size(user.cache.shape[0])
         made = torch.empty(count, dtype=torch.int64)
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in pairwise(cuts):
             room = longest - (stop - start)
             held = int(torch.randint(0, room + 1, (1,), generator=self.generator))
             made[start:stop] = torch.arange(held, held + stop - start)

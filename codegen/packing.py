@@ -17,7 +17,7 @@ Region = Sequence[tuple[int, int]]
 
 def storage_shape(shape: Sequence[int], blocks: Blocks) -> tuple[int, ...]:
     """The shape of the storage of a tensor."""
-    sizes = {axis: size for axis, size in blocks}
+    sizes = {block[0]: block[1] for block in blocks}
     outer = tuple(-(-n // sizes.get(i, 1)) for i, n in enumerate(shape))
     return outer + tuple(size for _, size in blocks)
 
@@ -67,10 +67,11 @@ def _pieces(
         block, inside = divmod(at, size)
         whole = (stop - at) // size if inside == 0 else 0
         if whole:
-            here = part.narrow(axis, done, whole * size).unflatten(axis, (whole, size))
+            here = torch.unflatten(part.narrow(axis, done, whole * size), axis, (whole, size))  # type: ignore[no-untyped-call]
             yield logical[(*before, slice(block, block + whole), slice(None), *behind)], here
             count = whole * size
         else:
             count = min(size - inside, stop - at)
-            yield logical[(*before, block, slice(inside, inside + count), *behind)], part.narrow(axis, done, count)
+            at_block: tuple[int | slice, ...] = (*before, block, slice(inside, inside + count), *behind)
+            yield logical[at_block], part.narrow(axis, done, count)
         at, done = at + count, done + count

@@ -37,7 +37,11 @@ class Part:
 
     def entry(self) -> dict[str, Any]:
         """As the manifest has it."""
-        made: dict[str, Any] = {"source": self.source, "shape": list(self.shape), "region": [list(r) for r in self.region]}
+        made: dict[str, Any] = {
+            "source": self.source,
+            "shape": list(self.shape),
+            "region": [list(r) for r in self.region],
+        }
         if self.stack:
             made["stack"] = self.stack
         if self.steps:
@@ -124,7 +128,9 @@ def _parts(value: Value) -> list[Part]:
 
 def _whole(parts: list[Part], value: Value) -> list[Part]:
     if len(parts) != 1:
-        raise CodegenError(f"the weight %{value.name} reshapes several tensors at once, which the loader's map can't say")
+        raise CodegenError(
+            f"the weight %{value.name} reshapes several tensors at once, which the loader's map can't say"
+        )
     return parts
 
 
@@ -143,9 +149,7 @@ def _shifted(part: Part, axis: int, by: int) -> Part:
 
 
 def _turned(part: Part, axes: Sequence[int]) -> Part:
-    return replace(
-        part, steps=(*part.steps, ("permute", tuple(axes))), region=tuple(part.region[a] for a in axes)
-    )
+    return replace(part, steps=(*part.steps, ("permute", tuple(axes))), region=tuple(part.region[a] for a in axes))
 
 
 def _cut(part: Part, axis: int, start: int, stop: int) -> Part | None:

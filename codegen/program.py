@@ -66,10 +66,16 @@ class _Program:
 
     def text(self) -> str:
         out = self.out
-        out(f'"""Host program of {self.module.name} for target {self.target}: which kernel runs when, on what, in which memory.')
+        out(
+            f'"""Host program of {self.module.name} for target {self.target}: which kernel runs when, on what, in which memory.'
+        )
         out()
-        out("`rt` binds it: N tokens, B sequences, R wanted rows, P slots of a pool, S rows of a cache. `rt.launch(kernel, *tensors)`")
-        out("records a launch, `rt.frame(*bytes)` gives numbered buffers of the arena, `rt.weight(key)` a prepared weight.")
+        out(
+            "`rt` binds it: N tokens, B sequences, R wanted rows, P slots of a pool, S rows of a cache. `rt.launch(kernel, *tensors)`"
+        )
+        out(
+            "records a launch, `rt.frame(*bytes)` gives numbered buffers of the arena, `rt.weight(key)` a prepared weight."
+        )
         out('"""')
         out()
         out("from __future__ import annotations")

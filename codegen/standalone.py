@@ -48,7 +48,9 @@ def kernel_of_file(path: Path) -> Kernel:
     start = doc.find("func @")
     stop = doc.find("\n}\n", start)
     if start < 0 or stop < 0:
-        raise CodegenError("the file's docstring holds no function", place=Place(path), help="keep the text that was generated")
+        raise CodegenError(
+            "the file's docstring holds no function", place=Place(path), help="keep the text that was generated"
+        )
     module = parse_module(f"module @kernel level kernel\n\n{doc[start:stop]}\n}}\n", path)
     (function,) = module.functions.values()
     return kernel_of(function)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, dataclass_transform
 
 from ringc.errors import IRError
@@ -182,10 +183,10 @@ class Op:
 
     def regions(self) -> list[Block]:
         found: list[Block] = []
-        for f in dataclasses.fields(self):
-            if f.metadata.get("kind") == "region":
+        for f in region_fields(type(self)):
+            if f.metadata["kind"] == "region":
                 found.append(getattr(self, f.name))
-            elif f.metadata.get("kind") == "regions":
+            else:
                 found += getattr(self, f.name)
         return found
 
@@ -259,11 +260,19 @@ def operation(name: str) -> Callable[[_OpClass], _OpClass]:
     return register
 
 
+@cache
 def operand_fields(cls: type[Op]) -> list[dataclasses.Field[Any]]:
     """The fields that hold operands, in order."""
     return [f for f in dataclasses.fields(cls) if f.metadata.get("kind") in ("operand", "operands")]
 
 
+@cache
+def region_fields(cls: type[Op]) -> list[dataclasses.Field[Any]]:
+    """The fields that hold bodies, in order."""
+    return [f for f in dataclasses.fields(cls) if f.metadata.get("kind") in ("region", "regions")]
+
+
+@cache
 def attributes(cls: type[Op]) -> list[dataclasses.Field[Any]]:
     """The fields that hold attributes, in order."""
     return [f for f in dataclasses.fields(cls) if f.metadata.get("kind") == "attr"]

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ringc import errors
-    from ringc.api import compile
+    from ringc.api import compile  # noqa: A004 - as in `re.compile`
     from ringc.runtime.cache import Cache
     from ringc.runtime.model import Model, load
 

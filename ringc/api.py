@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ringc.codegen.compile import Compiled, Progress
+    from ringc.codegen.compile import Compiled, Description, Progress
     from ringc.model_defs.spec import Spec
 
 # Parts of names of tensors that checkpoints hold and models don't: tables that follow from the configuration, heads of other tasks.
 IGNORED_TENSORS = ("slope", "inv_freq", "v_head", "model.mtp")
 
 
-def compile(
+def compile(  # noqa: A001 - as in `ringc.compile`
     spec: str | Path | Spec,
     folder: str | Path,
     *,
@@ -66,7 +66,7 @@ def compile(
     )
 
 
-def describe(spec: Spec):  # type: ignore[no-untyped-def] # noqa: ANN201
+def describe(spec: Spec) -> Description:
     """What an artifact's manifest says of a model."""
     from ringc.codegen.compile import Description
     from ringc.model_defs.parameters import (

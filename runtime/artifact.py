@@ -91,11 +91,15 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
     path = folder / MANIFEST
     place = Place(path)
     if not folder.is_dir():
-        raise ArtifactError("there is no such folder", place=Place(folder), help="make one with `ringc compile SPEC -o DIR`")
+        raise ArtifactError(
+            "there is no such folder", place=Place(folder), help="make one with `ringc compile SPEC -o DIR`"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError("the folder holds no artifact: manifest.json is missing", place=Place(folder), help=_REMEDY) from None
+        raise ArtifactError(
+            "the folder holds no artifact: manifest.json is missing", place=Place(folder), help=_REMEDY
+        ) from None
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"the manifest can't be read: {error}", place=place, help=_REMEDY) from error
     except json.JSONDecodeError as error:
@@ -106,7 +110,9 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
     version = manifest["format_version"]
     if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"the artifact has format version {version}, and this ringc reads {FORMAT_VERSION}", place=place, help=_REMEDY
+            f"the artifact has format version {version}, and this ringc reads {FORMAT_VERSION}",
+            place=place,
+            help=_REMEDY,
         )
     for key, kind in _KINDS.items():
         if not isinstance(manifest.get(key), kind):
@@ -129,7 +135,9 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
             data = path.read_bytes()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise ArtifactError(f"a file of the artifact can't be read: {reason}", place=Place(path), help=_REMEDY) from error
+            raise ArtifactError(
+                f"a file of the artifact can't be read: {reason}", place=Place(path), help=_REMEDY
+            ) from error
         if digest(data) == expected:
             continue
         if not name.endswith(".py"):
@@ -145,7 +153,9 @@ def _check_machine(folder: Path, target: Mapping[str, Any]) -> None:
         here = cpu.architecture()
         if needs["architecture"] != here:
             raise ArtifactError(
-                f"the artifact is for {needs['architecture']} processors, and this one is {here}", place=place, help=_REMEDY
+                f"the artifact is for {needs['architecture']} processors, and this one is {here}",
+                place=place,
+                help=_REMEDY,
             )
         missing = cpu.missing_features(tuple(needs["features"]))
         if missing:

@@ -49,7 +49,9 @@ def loader(name: str) -> Loader:
         ArtifactError: there is none of this name.
     """
     if name not in LOADERS:
-        raise ArtifactError(f"the artifact has kernels of an unknown back end '{name}'", help=f"known are {', '.join(LOADERS)}")
+        raise ArtifactError(
+            f"the artifact has kernels of an unknown back end '{name}'", help=f"known are {', '.join(LOADERS)}"
+        )
     module, _, cls = LOADERS[name].partition(":")
     found: Loader = getattr(import_module(module), cls)()
     return found

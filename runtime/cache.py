@@ -25,9 +25,13 @@ class Cache:
         states: pool name -> `[batch_size, *shape]`, updated in place by the model.
     """
 
-    def __init__(self, states: Mapping[str, Mapping[str, Any]], batch_size: int, max_len: int, device: torch.device) -> None:
+    def __init__(
+        self, states: Mapping[str, Mapping[str, Any]], batch_size: int, max_len: int, device: torch.device
+    ) -> None:
         if batch_size < 1 or max_len < 1:
-            raise RunError(f"a cache of {batch_size} slots of {max_len} tokens holds nothing", help="both are at least 1")
+            raise RunError(
+                f"a cache of {batch_size} slots of {max_len} tokens holds nothing", help="both are at least 1"
+            )
         self.batch_size = batch_size
         self.max_len = max_len
         shapes = {name: _shape(s["shape"], max_len) for name, s in states.items()}
@@ -77,7 +81,10 @@ class Cache:
         """
         wrong = [s for s in slots if not 0 <= s < self.batch_size]
         if wrong:
-            raise RunError(f"there is no slot {wrong[0]} in a cache of {self.batch_size}", help=f"slots are 0 .. {self.batch_size - 1}")
+            raise RunError(
+                f"there is no slot {wrong[0]} in a cache of {self.batch_size}",
+                help=f"slots are 0 .. {self.batch_size - 1}",
+            )
         if len(set(slots)) != len(slots):
             twice = next(s for s in slots if list(slots).count(s) > 1)
             raise RunError(f"slot {twice} is given twice", help="each sequence of a batch has a slot of its own")

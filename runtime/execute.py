@@ -57,7 +57,9 @@ class Binder:
     Without memory it only measures: buffers have shapes but no storage, and `high` says how many bytes the arena needs.
     """
 
-    def __init__(self, sizes: Sizes, weights: Mapping[str, torch.Tensor], kernels: Kernels, memory: torch.Tensor | None) -> None:
+    def __init__(
+        self, sizes: Sizes, weights: Mapping[str, torch.Tensor], kernels: Kernels, memory: torch.Tensor | None
+    ) -> None:
         self.N, self.B, self.R, self.P, self.S = sizes.N, sizes.B, sizes.R, sizes.P, sizes.S
         self.steps: list[Callable[[], Any]] = []
         self.high = 0

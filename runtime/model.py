@@ -147,7 +147,13 @@ class Model(torch.nn.Module):
         offsets = torch.tensor([0, *counts]).cumsum(0)
         total = int(offsets[-1])
         rows = torch.arange(total) if all_logits else offsets[1:] - 1
-        inputs = {"ids": packed, "positions": positions, "slots": torch.tensor(places), "offsets": offsets, "rows": rows}
+        inputs = {
+            "ids": packed,
+            "positions": positions,
+            "slots": torch.tensor(places),
+            "offsets": offsets,
+            "rows": rows,
+        }
         made = self._run("prefill", cache, inputs)
         cache.advance(places, counts)
         if not all_logits:
@@ -170,7 +176,12 @@ class Model(torch.nn.Module):
         places = self._slots(cache, slots, batch)
         cache.check_room(places, [1] * batch)
         positions = torch.tensor([cache.length(s) for s in places])
-        inputs = {"ids": tokens, "positions": positions, "slots": torch.tensor(places), "offsets": torch.arange(batch + 1)}
+        inputs = {
+            "ids": tokens,
+            "positions": positions,
+            "slots": torch.tensor(places),
+            "offsets": torch.arange(batch + 1),
+        }
         made = self._run("decode", cache, inputs)
         cache.advance(places, [1] * batch)
         return made
@@ -224,8 +235,8 @@ class Model(torch.nn.Module):
         last = self.vocabulary.get("eos") if end == -1 else end
         cache = self.new_cache(1, len(prompt) + count)
         logits = torch.empty(0)
-        for chunk in prompt.split(PREFILL):
-            logits = self.prefill(chunk[None], cache)
+        for start in range(0, len(prompt), PREFILL):
+            logits = self.prefill(prompt[None, start : start + PREFILL], cache)
         made: list[int] = []
         for _ in range(count):
             token = int(sample(logits, sampling, generator))
@@ -237,7 +248,7 @@ class Model(torch.nn.Module):
                 return
             logits = self.decode(torch.tensor([token]), cache)
 
-    def state_dict(self, *_args: Any, **_kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *_args: Any, **_kwargs: Any) -> dict[str, Any]:  # type: ignore[override] # has no prefix
         """Published name -> tensor, read back out of the layouts that the kernels use. A copy."""
         preparation = Preparation(self.artifact.manifest["prepare"])
         return {name: preparation.published(self._prepared, name) for name in preparation.parts}
@@ -282,7 +293,9 @@ class Model(torch.nn.Module):
         logits = torch.empty((rows, self.vocabulary["size"]), dtype=torch.float32, device=self.device)
         sizes = Sizes(tokens, batch, rows, cache.batch_size, cache.max_len)
         arguments = self._arguments[entry]
-        return bind(self._programs[entry], arguments, tensors, logits, sizes, self._prepared, self._kernels, self._arena)
+        return bind(
+            self._programs[entry], arguments, tensors, logits, sizes, self._prepared, self._kernels, self._arena
+        )
 
     # -- checks
 
@@ -291,7 +304,9 @@ class Model(torch.nn.Module):
         try:
             tokens = torch.as_tensor(ids)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"ids are no table of integers: {error}", help="fill up short rows, and give `lengths`") from error
+            raise RunError(
+                f"ids are no table of integers: {error}", help="fill up short rows, and give `lengths`"
+            ) from error
         shape = "[B, T]" if rank == 2 else "[B]"
         if tokens.numel() == 0:
             raise RunError("there are no ids", help="give at least one token of each sequence")
@@ -312,7 +327,8 @@ class Model(torch.nn.Module):
         if slots is None:
             if batch != cache.batch_size:
                 raise RunError(
-                    f"{batch} sequences for a cache of {cache.batch_size} slots", help="say with `slots` where each of them lives"
+                    f"{batch} sequences for a cache of {cache.batch_size} slots",
+                    help="say with `slots` where each of them lives",
                 )
             return list(range(batch))
         places = _integers(slots, batch, "slots")

@@ -25,7 +25,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise RunError(f"the temperature is {self.temperature}", help="use 0 for the most likely token, or a positive number")
+            raise RunError(
+                f"the temperature is {self.temperature}", help="use 0 for the most likely token, or a positive number"
+            )
         if self.top_k < 0:
             raise RunError(f"top_k is {self.top_k}", help="use 0 for all tokens, or a positive number")
         if not 0 < self.top_p <= 1:

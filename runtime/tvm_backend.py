@@ -84,7 +84,9 @@ def load(path: Path) -> Kernel:
         kernel: Kernel = tvm_ffi.load_module(str(path))[FUNCTION]
     except (RuntimeError, AttributeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ArtifactError(f"LLVM can't load the kernel: {reason}", place=Place(path), help="compile the artifact again") from error
+        raise ArtifactError(
+            f"LLVM can't load the kernel: {reason}", place=Place(path), help="compile the artifact again"
+        ) from error
     return kernel
 
 

@@ -85,8 +85,8 @@ class Preparation:
     def put(self, prepared: Mapping[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
         """Store a published tensor wherever it goes."""
         for part in self.parts[name]:
-            moved = _moved(tensor, part)
-            write_part(prepared[part.key], self.entries[part.key].get("blocks", ()), part.region, moved)
+            blocks = self.entries[part.key].get("blocks", ())
+            write_part(prepared[part.key], blocks, part.region, _moved(tensor, part))
 
     def published(self, prepared: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         """A published tensor read back out of the prepared ones: the inverse of `put`."""
@@ -115,12 +115,12 @@ def random_parameter(name: str, shape: Sequence[int], seed: int) -> torch.Tensor
     Norm weights are 1 + 0.2 r, the router's bias 0.05 r, all else r / sqrt(inputs), with r standard normal: activations keep their size.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    r = torch.randn(tuple(shape), generator=generator)
+    r: torch.Tensor = torch.randn(tuple(shape), generator=generator)
     if name.endswith("norm.weight"):
-        return 1 + 0.2 * r
+        return r.mul(0.2).add(1)
     if name.endswith("expert_bias"):
-        return 0.05 * r
-    return r * shape[-1] ** -0.5
+        return r.mul(0.05)
+    return r.mul(float(shape[-1]) ** -0.5)
 
 
 def load_weights(
@@ -177,7 +177,9 @@ def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str
     if text.startswith("random:"):
         seed = text.removeprefix("random:")
         if not seed.isdecimal():
-            raise UsageError(f"'{text}' names no random weights", help="write random:0, or any other number for another draw")
+            raise UsageError(
+                f"'{text}' names no random weights", help="write random:0, or any other number for another draw"
+            )
         shapes = preparation.shapes()
         return ((name, random_parameter(name, shape, int(seed)), None) for name, shape in shapes.items())
     files = _shards(Path(weights))
@@ -186,14 +188,17 @@ def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str
     return _read_shards(files, preparation)
 
 
-def _check_names(found: Mapping[str, Any], preparation: Preparation, ignored: Sequence[str], place: Place | None) -> None:
+def _check_names(
+    found: Mapping[str, Any], preparation: Preparation, ignored: Sequence[str], place: Place | None
+) -> None:
     missing = [n for n in preparation.parts if n not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(
             f"the checkpoint lacks the tensor {missing[0]}{more}",
             place=place,
-            help=did_you_mean(missing[0], found) or "is it a checkpoint of this architecture? `ringc import` makes a spec of its config.json",
+            help=did_you_mean(missing[0], found)
+            or "is it of this architecture? `ringc import` makes a spec of its config.json",
         )
     extra = [n for n in found if n not in preparation.parts and not any(part in n for part in ignored)]
     if extra:
@@ -207,7 +212,9 @@ def _check_names(found: Mapping[str, Any], preparation: Preparation, ignored: Se
 
 def _check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], place: Place | None) -> None:
     if tuple(tensor.shape) != shape:
-        raise CheckpointError(f"{name} has the shape {list(tensor.shape)}, and the model's is {list(shape)}", place=place)
+        raise CheckpointError(
+            f"{name} has the shape {list(tensor.shape)}, and the model's is {list(shape)}", place=place
+        )
     if not tensor.dtype.is_floating_point:
         raise CheckpointError(f"{name} holds {tensor.dtype}, not floating-point numbers", place=place)
     if not bool(torch.isfinite(tensor if tensor.dtype.itemsize > 1 else tensor.float()).all()):
@@ -220,14 +227,18 @@ def _shards(path: Path) -> dict[Path, list[str]]:
     if path.is_file():
         return {path: _names_in(path)}
     if not path.is_dir():
-        raise CheckpointError("there is no such folder", place=Place(path), help="give the folder that holds the safetensors files")
+        raise CheckpointError(
+            "there is no such folder", place=Place(path), help="give the folder that holds the safetensors files"
+        )
     index = path / INDEX
     if index.is_file():
         return _indexed(index)
     if (path / SINGLE).is_file():
         return {path / SINGLE: _names_in(path / SINGLE)}
     raise CheckpointError(
-        f"the folder holds neither {SINGLE} nor {INDEX}", place=Place(path), help="give the folder that holds the safetensors files"
+        f"the folder holds neither {SINGLE} nor {INDEX}",
+        place=Place(path),
+        help="give the folder that holds the safetensors files",
     )
 
 
@@ -238,7 +249,9 @@ def _indexed(index: Path) -> dict[Path, list[str]]:
         for name, file in listed.items():
             by_file.setdefault(str(file), []).append(str(name))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"the index can't be read: {type(error).__name__}: {error}", place=Place(index)) from error
+        raise CheckpointError(
+            f"the index can't be read: {type(error).__name__}: {error}", place=Place(index)
+        ) from error
     found: dict[Path, list[str]] = {}
     for file, names in by_file.items():
         path = index.parent / file
@@ -247,7 +260,9 @@ def _indexed(index: Path) -> dict[Path, list[str]]:
         if not path.is_file():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(
-                f"the shard {file} is missing, with {names[0]}{more}", place=Place(path), help="download it, or the checkpoint anew"
+                f"the shard {file} is missing, with {names[0]}{more}",
+                place=Place(path),
+                help="download it, or the checkpoint anew",
             )
         inside = set(_names_in(path))
         lost = [n for n in names if n not in inside]
@@ -267,7 +282,9 @@ def _opened(path: Path) -> Any:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"the safetensors file can't be read: {error}", place=Place(path), help="it is truncated or damaged: download it anew"
+            f"the safetensors file can't be read: {error}",
+            place=Place(path),
+            help="it is truncated or damaged: download it anew",
         ) from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import sympy
 
@@ -31,10 +32,10 @@ from ringc.ir.types import Layout, StateType, TensorType
 CHUNK = 64
 """Tokens in a block of the chunked form of linear attention."""
 
-_LOCALS = frozenset(
-    "torch F launch N B P S R segment start stop t slot at last seen mixed kh vh held decay slope first end qc kc vc j within inside "
-    "before to_end".split()
-)
+_LOCALS = frozenset({
+    "torch", "F", "launch", "N", "B", "P", "S", "R", "segment", "start", "stop", "t", "slot", "at", "last", "seen", "mixed", "kh", "vh",
+    "held", "decay", "slope", "first", "end", "qc", "kc", "vc", "j", "within", "inside", "before", "to_end",
+})  # fmt: skip
 """Names that the statements below use for themselves."""
 
 
@@ -118,10 +119,9 @@ class EagerWriter:
 
     def operand(self, op: Op, value: Value) -> str:
         """A value as pointwise work reads it: a scalar constant as a Python number, if another operand is a tensor."""
-        maker = value.op
-        if isinstance(maker, Constant) and not maker.shape and isinstance(op, Pointwise):
-            if any(not (isinstance(v.op, Constant) and not v.op.shape) for v in op.inputs()):
-                return literal_text(maker.value[0])
+        if isinstance(op, Pointwise) and _is_scalar(value) and not all(map(_is_scalar, op.inputs())):
+            assert isinstance(value.op, Constant)
+            return literal_text(value.op.value[0])
         return self.read(value)
 
     def read(self, value: Value) -> str:
@@ -175,7 +175,9 @@ class EagerWriter:
         narrow = op.x.tensor.dtype.bytes < 4
         self.out(f"{made} = {x}.new_empty(({x}.shape[0], {op.w.shape[1]}), dtype={dtype_text(op.result.tensor.dtype)})")
         with self.segments(offsets):
-            product = f"{x}[start:stop].float() @ {w}[segment].float().T" if narrow else f"{x}[start:stop] @ {w}[segment].T"
+            product = (
+                f"{x}[start:stop].float() @ {w}[segment].float().T" if narrow else f"{x}[start:stop] @ {w}[segment].T"
+            )
             with self.out.block("if stop > start:"):
                 self.out(f"{made}[start:stop] = {product}")
 
@@ -209,7 +211,9 @@ class EagerWriter:
         final, *columns = (self.names[r] for r in op.results)
         self.out(f"{final} = {initial}.clone()")
         for name, result in zip(columns, op.results[1:], strict=True):
-            self.out(f"{name} = {initial}.new_empty(({self.sizes(result.shape)},), dtype={dtype_text(result.tensor.dtype)})")
+            self.out(
+                f"{name} = {initial}.new_empty(({self.sizes(result.shape)},), dtype={dtype_text(result.tensor.dtype)})"
+            )
         with self.segments(offsets), self.out.block("for t in range(start, stop):"):
             state, *rest = op.body.args
             self.names[state] = f"{final}[segment]"
@@ -285,7 +289,7 @@ class EagerWriter:
         return self.out.block(f"for slot, start, stop in zip({lists}, strict=True):")
 
 
-_STATEMENTS: dict[type[Op], Callable[[EagerWriter, Op], None]] = {
+_STATEMENTS: dict[type[Op], Callable[[EagerWriter, Any], None]] = {
     SortByKey: EagerWriter.sort_by_key,
     TopK: EagerWriter.topk,
     SegmentMatMul: EagerWriter.segment_matmul,
@@ -296,7 +300,11 @@ _STATEMENTS: dict[type[Op], Callable[[EagerWriter, Op], None]] = {
     Scan: EagerWriter.scan,
     Attention: EagerWriter.attention,
     LinearAttention: EagerWriter.linear_attention,
-}  # type: ignore[assignment]
+}
+
+
+def _is_scalar(value: Value) -> bool:
+    return isinstance(value.op, Constant) and not value.op.shape
 
 
 def _solved(dim: Dim, size: str) -> str | None:

@@ -62,7 +62,9 @@ def _reduction(name: str) -> Expression:
         keep = ", keepdim=True" if op.keep else ""
         axes = f"({', '.join(map(str, op.axes))}{',' if len(op.axes) == 1 else ''})"
         # A sum of integers would become 64-bit.
-        dtype = f", dtype={dtype_text(op.result.tensor.dtype)}" if name == "sum" and not op.x.tensor.dtype.is_float else ""
+        dtype = (
+            f", dtype={dtype_text(op.result.tensor.dtype)}" if name == "sum" and not op.x.tensor.dtype.is_float else ""
+        )
         return f"{x[0]}.{name}({axes}{keep}{dtype})"
 
     return text
@@ -105,8 +107,14 @@ EXPRESSIONS: dict[str, Expression] = {
     **{name: _method(name) for name in ("abs", "exp", "log", "sqrt", "rsqrt", "sigmoid", "cos", "sin")},
     "neg": lambda _w, _op, x: f"-{x[0]}",
     "not": lambda _w, _op, x: f"~{x[0]}",
-    **{name: _binary(s) for name, s in (("add", "+"), ("sub", "-"), ("mul", "*"), ("div", "/"), ("floordiv", "//"), ("mod", "%"))},
-    **{name: _binary(s) for name, s in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("eq", "=="), ("and", "&"), ("or", "|"))},
+    **{
+        name: _binary(s)
+        for name, s in (("add", "+"), ("sub", "-"), ("mul", "*"), ("div", "/"), ("floordiv", "//"), ("mod", "%"))
+    },
+    **{
+        name: _binary(s)
+        for name, s in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("eq", "=="), ("and", "&"), ("or", "|"))
+    },
     "maximum": _extremum("maximum"),
     "minimum": _extremum("minimum"),
     "where": _where,
@@ -123,7 +131,9 @@ EXPRESSIONS: dict[str, Expression] = {
     "gather": lambda _w, _op, x: f"{x[0]}[{x[1]}]",
     "take_along": lambda _w, _op, x: f"{x[0]}.gather(-1, {x[1]}.long())",
     "scatter": lambda _w, _op, x: f"{x[0]}.scatter(-1, {x[1]}.long(), {x[2]})",
-    "scatter_add": lambda w, op, x: f"{x[0]}.new_zeros({w.sizes((op.length, *op.x.shape[1:]))}).index_add(0, {x[1]}, {x[0]})",
+    "scatter_add": lambda w, op, x: (
+        f"{x[0]}.new_zeros({w.sizes((op.length, *op.x.shape[1:]))}).index_add(0, {x[1]}, {x[0]})"
+    ),
     "constant": _constant,
     "iota": lambda w, op, _x: f"torch.arange({w.size(op.length)}, dtype=torch.int32)",
     "silu": lambda _w, _op, x: f"F.silu({x[0]})",

@@ -502,7 +502,7 @@ class _Printer:
             case "var":
                 return str(e.what)
             case "load":
-                return f"{e.what}[{', '.join(self.text(a, 1) for a in e.args)}]"
+                return f"{e.what}[{', '.join(self.text(a, 1) for a in e.args) or '()'}]"
             case "neg":
                 made = f"-{self.text(e.args[0], 4)}"
                 return f"({made})" if level > 2 else made

@@ -20,8 +20,8 @@ def f32(value: float) -> Expr:
 
 
 def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
-    """`body` of a variable that holds `value`: an expression used twice is computed once."""
-    variable = tirx.Var("t", str(value.dtype))
+    """`body` of a variable that holds `value`, of f32: an expression used twice is computed once."""
+    variable = tirx.Var("t", "float32")
     return tirx.Let(variable, value, body(variable))
 
 

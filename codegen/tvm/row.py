@@ -189,8 +189,7 @@ def _write_phase(stages: Stages, body: Block, phase: Phase, parallel: bool) -> N
         if item.output is None and item.op is not None and not isinstance(item.op, StateAppend) and item.value not in phase.private:
             item.output = stages.names.fresh(item.value.name or "t")
             sizes = ", ".join(text(math.size(d)) for d in item.value.shape)
-            shape = f"({sizes}{',' * (item.value.tensor.rank == 1)})" if item.value.shape else "(1,)"
-            w(f'{item.output} = T.alloc_buffer({shape}, "{STORED[item.value.type.dtype]}", scope="global")')
+            w(f'{item.output} = T.alloc_buffer(({sizes}{"," * (item.value.tensor.rank == 1)}), "{STORED[item.value.type.dtype]}", scope="global")')
     row = _row_index(stages, phase.rows)
     loop = row is not None and row.op == "var"
     if loop:
@@ -211,8 +210,8 @@ def _write_item(stages: Stages, phase: Phase, item: Item, lead: list[Expr]) -> N
     trailing = value.shape[1:]
     if item.output is not None:
         name = item.output
-        place = argument_place(math, name, value.type) if value.shape else lambda _at: math.load(name, [math.number(0)], dtype)
-        target = Target(lambda at, e: f"{name}[{', '.join(text(i) for i in at) or 0}] = {e}", STORED[dtype])
+        place = argument_place(math, name, value.type)
+        target = Target(lambda at, e: f"{name}[{', '.join(map(text, at)) or '()'}] = {e}", STORED[dtype])
     elif product(trailing) == 1:
         name = names.fresh(value.name or _hint(item.op))
         computed = math.literal(0, dtype).dtype

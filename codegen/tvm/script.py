@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -46,9 +47,10 @@ class Script:
         self.kernel = kernel
         self.names = names
         self.out = Writer()
+        self._sizes: dict[Dim, str] = {}
 
     @contextmanager
-    def main(self, parallel: str = "") -> Iterator[None]:
+    def main(self) -> Iterator[None]:
         """The function, up to its parameters' shapes; then `kernel()`."""
         out, body = self.out, self.kernel.function.body
         given = [*body.args, *(v for v in body.outputs if isinstance(v.type, TensorType))]
@@ -57,31 +59,32 @@ class Script:
         out("@T.prim_func(s_tir=True)")
         with out.block(f"def main({', '.join(f'{n}_: T.handle' for n in names)}):"):
             out('T.func_attr({"tirx.noalias": True})')
-            sizes: dict[Dim, str] = {}
-            shapes = [[self._size(d, sizes) for d in storage_shape(t)] for t in types]
-            for size in sizes.values():
+            shapes = [[self.size(d) for d in storage_shape(t)] for t in types]
+            for size in self._sizes.values():
                 out(f"{size} = T.int64()")
             for name, type, shape in zip(names, types, shapes, strict=True):
                 axes = ", ".join(shape) + ("," if len(shape) == 1 else "")
-                out(f'{name} = T.match_buffer({name}_, ({axes}), "{dtype_text(type.dtype, self.kernel)}")')
+                # Tensors may begin anywhere: without `align`, TVM takes them to be aligned to 64 bytes.
+                dtype = dtype_text(type.dtype, self.kernel)
+                out(f'{name} = T.match_buffer({name}_, ({axes}), "{dtype}", align={type.dtype.bytes})')
             yield
         out()
         out()
         with out.block("def kernel() -> tvm.IRModule:"):
             out('return tvm.IRModule({"main": main})')
 
-    def _size(self, dim: Dim, sizes: dict[Dim, str]) -> str:
+    def size(self, dim: Dim) -> str:
         """A size that is known, or a variable that TVM reads off the tensors. `B + 1` and `4*N` are variables of their own."""
         if isinstance(dim, int):
             return str(dim)
-        if dim not in sizes:
+        if dim not in self._sizes:
             symbols = "_".join(sorted(symbols_of([dim])))
             name = symbols if dim.is_Symbol else f"{symbols}_size"
-            taken = {*sizes.values(), *self.names.values()}
+            taken = {*self._sizes.values(), *self.names.values()}
             while name in taken:
                 name += "_"
-            sizes[dim] = name
-        return sizes[dim]
+            self._sizes[dim] = name
+        return self._sizes[dim]
 
     def __call__(self, text: str = "") -> None:
         self.out(text)
@@ -99,31 +102,32 @@ class Script:
     def vectors(self, width: int, *statements: Callable[[str], str], unroll: bool = True) -> None:
         """Statements on each of `width` columns, by vectors of 16 and for the rest by powers of two: no vector is cut by a condition.
 
-        Each statement is given the text of the column's number.
+        Each statement is given the text of the column's number; the lane is `l`.
         """
         whole, rest = divmod(width, LANES)
         loop = "T.unroll" if unroll else "T.serial"
         if whole == 1:
-            self._lanes(LANES, "l", statements)
+            self.lanes(LANES, *(s("l") for s in statements))
         elif whole:
             with self.block(f"for c in {loop}({whole}):"):
-                self._lanes(LANES, f"c * {LANES} + l", statements)
+                self.lanes(LANES, *(s(f"c * {LANES} + l") for s in statements))
         start, lanes = whole * LANES, LANES // 2
         while rest:
             if rest >= lanes:
                 at = f"{start} + l" if start else "l"
-                self._lanes(lanes, at, statements)
+                self.lanes(lanes, *(s(at) for s in statements))
                 start, rest = start + lanes, rest - lanes
             lanes //= 2
 
-    def _lanes(self, lanes: int, at: str, statements: Sequence[Callable[[str], str]]) -> None:
-        if lanes == 1:
+    def lanes(self, count: int, *statements: str) -> None:
+        """Statements on each lane `l` of a vector."""
+        if count == 1:
             for statement in statements:
-                self.out(statement(at.replace("l", "0")))
+                self.out(re.sub(r"\bl\b", "0", statement))
             return
-        with self.block(f"for l in T.vectorized({lanes}):"):
+        with self.block(f"for l in T.vectorized({count}):"):
             for statement in statements:
-                self.out(statement(at))
+                self.out(statement)
 
     def text(self) -> str:
         return self.out.text()

@@ -73,8 +73,7 @@ def chosen_stages(body: Block) -> list[Value]:
         for value in op.results:
             if isinstance(value.type, StateType):
                 continue
-            own = _COST.get(op.function, 1) if isinstance(op, Pointwise) and op.inputs() else 0
-            own = 9 if isinstance(op, Silu) else 6 if isinstance(op, Rope) else own
+            own = _own_cost(op)
             # What is smaller than the result is kept by itself, if it is dear.
             taken = [v for v in op.inputs() if not isinstance(v.type, StateType) and _count(v) >= _count(value)] if own else op.inputs()
             weight[value] = 0 if value in kept else own + sum(weight[v] for v in taken)
@@ -90,6 +89,19 @@ def chosen_stages(body: Block) -> list[Value]:
             if not isinstance(value.type, StateType):
                 reads[value] = reads.get(value, 0) + _reads(op, value, kept, reads)
     return [v for op in body.ops for v in op.results if v in kept]
+
+
+def _own_cost(op: Op) -> int:
+    """About how many instructions an element takes; nothing for what moves elements."""
+    match op:
+        case Silu():
+            return _COST["sigmoid"] + 1
+        case Rope():
+            return 6
+        case Pointwise() if op.inputs():
+            return _COST.get(op.function, 1)
+        case _:
+            return 0
 
 
 def _reads(op: Op, value: Value, kept: set[Value], reads: Mapping[Value, float]) -> float:

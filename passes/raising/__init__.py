@@ -56,7 +56,8 @@ def raise_block(block: Block) -> Counter[str]:
     merged = merge_projections(block)
     hits["merge_projections"] += merged
     if merged:
-        _tidy(block)
+        canonicalize_block(block)  # a slice of a product that is now itself a slice
+        drop_dead(block)
     return hits
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from ringc.ir.symbols import ceildiv, mul
+from ringc.ir.symbols import add, floordiv, mul
 from ringc.ir.types import DType, TensorType
 from ringc.passes.schedules.model import B, Candidate, N, crossover, longer, roofline
 from ringc.passes.target import Target
@@ -21,8 +21,14 @@ SAFE_EXPONENT = 60.0
 """Largest `slope * chunk` of the scaled form: factors stay below 1e26, and their products with the values far below fp32's 3e38."""
 
 GPU_CHUNK = 64
-GPU_SEGMENT = 512
-"""Tokens of a segment: enough chunks to hide the prefix over segments, few enough to fill 132 processors with one sequence of 8192."""
+GPU_SEGMENT = 256
+"""Least tokens of a segment: enough chunks to hide the prefix over segments."""
+
+GPU_COLUMNS = 64
+"""Columns of the state that one block of threads holds."""
+
+GPU_BLOCKS = 512
+"""Blocks of threads that a long batch is cut into: two rounds of two blocks on each of 132 processors. More would only lengthen the prefix."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +75,17 @@ def _cpu(p: Problem, target: Target) -> dict[str, Candidate]:
 def _gpu(p: Problem, target: Target) -> dict[str, Candidate]:
     # A step of the recurrence waits for the last one: about 0.35 us. Segments took 117 us at T = 8192, H = 16: 40 % of the bandwidth.
     serial = roofline(target, 0, p.state_bytes + p.row_bytes, rate=1.0, bandwidth=0.9) + sympy.Float(0.35e-6) * N / B
-    segments = ceildiv(N, GPU_SEGMENT) + B
+    most = max(4, GPU_BLOCKS // (p.heads * -(-p.dv // GPU_COLUMNS)))
+    segments = add(B, sympy.Min(floordiv(N, GPU_SEGMENT), most))
     states = 2 * 4 * segments * p.heads * p.dk * p.dv
     flops = N * p.heads * (4 * GPU_CHUNK * p.dv + 4 * p.dk * p.dv)
-    steps = sympy.Min(N / B, GPU_SEGMENT) / GPU_CHUNK
+    steps = sympy.Min(N / B, longer(sympy.Integer(GPU_SEGMENT), N / most), evaluate=False) / GPU_CHUNK
     traffic = p.state_bytes + p.row_bytes * sympy.Rational(3, 2) + states
     parallel = roofline(target, flops, traffic, rate=0.25 * target.matrix_rate, bandwidth=0.6, launches=2)
     parallel += sympy.Float(4e-6) + sympy.Float(1e-6) * steps
     workspace = TensorType(DType.F32, (mul(segments, p.heads), p.dk, p.dv))
-    chunked = Candidate(
-        f"triton.linear_chunked{{chunk={GPU_CHUNK},segment={GPU_SEGMENT}}}", parallel, workspace=(workspace,)
-    )
+    config = f"chunk={GPU_CHUNK},segment={GPU_SEGMENT},segments={most}"
+    chunked = Candidate(f"triton.linear_chunked{{{config}}}", parallel, workspace=(workspace,))
     return {"recurrent": Candidate("triton.linear_recurrent", serial), "chunked": chunked}
 
 

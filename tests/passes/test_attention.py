@@ -223,3 +223,30 @@ def test_the_cache_may_not_be_written_before_the_weights_are_used():
     assert "attention" not in counts(text)
     text = attention(tail=", %knew").replace("return", append + "return")
     assert counts(text)["attention"] == 1
+
+
+def test_softmax_in_single_precision_between_narrow_products():
+    """A cast of the scores up and of the weights down is rounding inside the operation, which its kernels leave out."""
+    text = attention().replace("f32[N / B, 4, 5]", "bf16[N / B, 4, 5]").replace("state<f32", "state<bf16")
+    text = text.replace(
+        "%s0 = matmul(%qr, %k) {transpose_b = true}", "%s0 = matmul(%qr, %k) {transpose_b = true, out = f32}"
+    )
+    check(text.replace("%o = matmul(%w_, %v)", "%wn = cast(%w_) {dtype = bf16}\n%o = matmul(%wn, %v)"), 0.3)
+    raw = text.replace(", out = f32}", "}").replace(
+        "%s = mul(%s0, %c)", "%sf = cast(%s0) {dtype = f32}\n%s = mul(%sf, %c)"
+    )
+    check(raw.replace("%o = matmul(%w_, %v)", "%wn = cast(%w_) {dtype = bf16}\n%o = matmul(%wn, %v)"), 0.3)
+
+
+def test_queries_of_another_type_than_the_cache_stay():
+    text = (
+        attention()
+        .replace("f32[N / B, 4, 5]", "bf16[N / B, 4, 5]")
+        .replace("%qr = reshape(%q)", "%qf = cast(%q) {dtype = f32}\n%qr = reshape(%qf)")
+    )
+    assert counts(text) == {"cast": 1, "attention": 1}
+    text = attention().replace("state<f32", "state<bf16").replace("%kr = state_read(%keys", "%kr0 = state_read(%keys")
+    text = text.replace("%vr = state_read(%values", "%vr0 = state_read(%values").replace(
+        "%kt =", "%kr = cast(%kr0) {dtype = f32}\n%vr = cast(%vr0) {dtype = f32}\n%kt ="
+    )
+    assert "attention" not in counts(text)

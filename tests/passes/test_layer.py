@@ -1,6 +1,5 @@
 """A whole layer in primitives, raised: what is found in it, in what words it is written, and how long it takes."""
 
-# ruff: noqa: E501 - a line of IR text stays a line
 from __future__ import annotations
 
 import time
@@ -68,18 +67,24 @@ OTHER_WORDS = {
     ),
     "group mask by scatter": (
         "%last = slice(%best) {axis = 1, start = 1, stop = 2}\n  %kept = ge(%gs, %last)",
-        "%no = constant() {value = [false], dtype = bool}\n  %yes = constant() {value = [true], dtype = bool}\n"
-        "  %nos = broadcast(%no) {shape = [N, 3]}\n  %yeses = broadcast(%yes) {shape = [N, 2]}\n  %kept = scatter(%nos, %besti, %yeses)",
+        (
+            "%no = constant() {value = [false], dtype = bool}\n  %yes = constant() {value = [true], dtype = bool}\n"
+            "  %nos = broadcast(%no) {shape = [N, 3]}\n  %yeses = broadcast(%yes) {shape = [N, 2]}\n  %kept = scatter(%nos, %besti, %yeses)"
+        ),
     ),
     "routing weight before the down product": (
         LAYER[LAYER.index("  %ey = segment_matmul") : LAYER.index("  %routed")],
-        "  %wflat = reshape(%weights) {shape = [2*N]}\n  %wsort = gather(%wflat, %order)\n  %wcol = reshape(%wsort) {shape = [2*N, 1]}\n"
-        "  %ehw = mul(%eh, %wcol)\n  %eyw = segment_matmul(%ehw, %wed, %offs)\n",
+        (
+            "  %wflat = reshape(%weights) {shape = [2*N]}\n  %wsort = gather(%wflat, %order)\n"
+            "  %wcol = reshape(%wsort) {shape = [2*N, 1]}\n  %ehw = mul(%eh, %wcol)\n  %eyw = segment_matmul(%ehw, %wed, %offs)\n"
+        ),
     ),
     "experts combined by gathering": (
         LAYER[LAYER.index("  %wflat = ") : LAYER.index("\n\n  # shared expert")],
-        "  %eyp = gather(%ey, %places)\n  %ey3 = reshape(%eyp) {shape = [N, 2, 12]}\n  %w3 = reshape(%weights) {shape = [N, 2, 1]}\n"
-        "  %eyw = mul(%ey3, %w3)\n  %routed = sum(%eyw) {axes = [1]}",
+        (
+            "  %eyp = gather(%ey, %places)\n  %ey3 = reshape(%eyp) {shape = [N, 2, 12]}\n  %w3 = reshape(%weights) {shape = [N, 2, 1]}\n"
+            "  %eyw = mul(%ey3, %w3)\n  %routed = sum(%eyw) {axes = [1]}"
+        ),
     ),
     "outer product as a matrix product": ("%kv = mul(%kc, %vr)", "%kv = matmul(%kc, %vr)"),
     "query scaled before the scan": (

@@ -67,7 +67,10 @@ def test_scans_are_merged_by_their_bodies():
 
 def test_reads_and_writes_of_states_are_not_merged():
     args = "%pool: state<f32[P; 2]>, %slots: i32[B], %c: f32[B, 2]"
-    text = graph(args, "%a = state_read(%pool, %slots)\n%b = state_read(%pool, %slots)\n%p = state_write(%pool, %slots, %c)\nreturn %a, %b, %p")
+    text = graph(
+        args,
+        "%a = state_read(%pool, %slots)\n%b = state_read(%pool, %slots)\n%p = state_write(%pool, %slots, %c)\nreturn %a, %b, %p",
+    )
     assert counts(text, "cse") == {"state_read": 2, "state_write": 1}
 
 
@@ -81,7 +84,9 @@ def test_reads_and_writes_of_states_are_not_merged():
     ],
 )
 def test_what_is_shared_belongs_to_the_common_scope(scopes, expected):
-    text = graph("%x: f32[N]", f"%a = exp(%x) : f32[N] in {scopes[0]}\n%b = exp(%x) : f32[N] in {scopes[1]}\nreturn %a, %b")
+    text = graph(
+        "%x: f32[N]", f"%a = exp(%x) : f32[N] in {scopes[0]}\n%b = exp(%x) : f32[N] in {scopes[1]}\nreturn %a, %b"
+    )
     (op,) = transformed(text, "cse").functions["main"].body.ops
     assert op.scope == expected
 
@@ -92,7 +97,10 @@ def test_what_is_shared_belongs_to_the_common_scope(scopes, expected):
 def test_dead_operations_are_dropped():
     args = "%x: f32[N / B, 2], %s: f32[B, 2], %offsets: i32[B + 1], %pool: state<f32[P; 2]>, %slots: i32[B]"
     body = scan("%a = add(%S, %x)\n%dead = exp(%a)\n%dead2 = neg(%dead)\nreturn %a, %a")
-    text = graph(args, f"%e = exp(%x)\n%n = neg(%e)\n%r = state_read(%pool, %slots)\n%f, %o = {body}\n%p = state_write(%pool, %slots, %f)\nreturn %o")
+    text = graph(
+        args,
+        f"%e = exp(%x)\n%n = neg(%e)\n%r = state_read(%pool, %slots)\n%f, %o = {body}\n%p = state_write(%pool, %slots, %f)\nreturn %o",
+    )
     module = transformed(text, "dce")
     assert [op.name for op in module.functions["main"].body.ops] == ["scan", "state_write"]
     assert [op.name for op in module.functions["main"].body.ops[0].regions()[0].ops] == ["add"]
@@ -153,7 +161,7 @@ def test_rules_that_do_not_come_to_rest_are_found():
         r.replace(op, r(Neg(op.x)))
 
     body, _ = block()
-    with pytest.raises(RuntimeError, match="don't come to rest.*again"):
+    with pytest.raises(RuntimeError, match=r"don't come to rest.*again"):
         apply_rules(body, [again], limit=50)
 
 

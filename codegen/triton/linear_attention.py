@@ -1,0 +1,338 @@
+"""Linear attention on GPUs: the recurrent form for decode steps and short sequences, the segment-parallel chunked form for long ones.
+
+Both keep a head's state, or some columns of it, in registers from the first token of a sequence or segment to the last, and update the
+pool in place. Sizes of heads that are no powers of two are padded in the tile.
+"""
+
+from __future__ import annotations
+
+from ringc.codegen.kernel import Kernel
+from ringc.codegen.names import Names, argument_names
+from ringc.codegen.triton.jobs import Job, jobs_text, padded, pointer
+from ringc.codegen.triton.segments import PIECE_OF
+from ringc.errors import CodegenError
+from ringc.ir.core import Value
+from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.types import DType
+
+SAFE_EXPONENT = 60.0
+"""Largest `slope * chunk` at which rows may be scaled by `exp(slope * (j + 1))`: 1e26, times values and scores far below 3e38."""
+
+_HEAD = "import triton\nimport triton.language as tl"
+
+
+def _mixer(kernel: Kernel) -> LinearAttention:
+    """The one operation of the region, whose operands must be the region's arguments and whose results its outputs."""
+    body = kernel.function.body
+    if len(body.ops) != 1 or not isinstance(body.ops[0], LinearAttention):
+        raise CodegenError(f"@{kernel.name}: this template takes linear_attention alone")
+    op = body.ops[0]
+    if list(op.results) != list(body.outputs):
+        raise CodegenError(f"@{kernel.name}: the region's outputs aren't those of its linear_attention")
+    if op.pool.dtype is not DType.F32:
+        raise CodegenError(f"@{kernel.name}: the state is {op.pool.dtype}, and this template keeps it in f32")
+    return op
+
+
+class _Text:
+    """What both forms fill into their text: sizes, masks of padded tiles, names of arguments."""
+
+    def __init__(self, kernel: Kernel, taken: tuple[str, ...]) -> None:
+        self.op = op = _mixer(kernel)
+        self.heads, self.dk = (int(d) for d in op.q.shape[1:])
+        self.dv = int(op.v.shape[2])
+        self.tile_k, self.tile_v = padded(self.dk), padded(self.dv)
+        names = Names(taken)
+        self.arguments = argument_names(kernel.function.body, names)
+        self.of = {arg: name for arg, name in zip(kernel.function.body.args, self.arguments, strict=True)}
+        self.element = pointer(op.q.type)
+
+    def name(self, value: Value) -> str:
+        return self.of[value]
+
+    def masks(self, block_v: int) -> dict[str, str]:
+        """Masks as they stand in loads and stores; empty where the tile isn't padded."""
+        key = "" if self.tile_k == self.dk else "key < DK"
+        value = "" if self.dv % block_v == 0 else "value < DV"
+        both = " & ".join(f"({m})[{at}]" for m, at in ((key, ":, None"), (value, "None, :")) if m)
+        return {
+            "key": f", mask={key}, other=0.0" if key else "",
+            "value": f", mask={value}, other=0.0" if value else "",
+            "store_value": f", mask={value}" if value else "",
+            "tile": f", mask={both}, other=0.0" if both else "",
+            "store_tile": f", mask={both}" if both else "",
+            "rows_key": " & (key < DK)[None, :]" if key else "",
+            "rows_value": " & (value < DV)[None, :]" if value else "",
+        }
+
+
+_RESERVED = (
+    "tl", "triton", "JOBS", "pinned", "launch", "o", "inflow_of", "scan", "recurrent", "piece_of", "inflow", "tokens", "sequences", "segment", "rows", "steps",
+    "grid",
+)  # fmt: skip
+
+
+def emit_recurrent(kernel: Kernel) -> str:
+    """`triton.linear_recurrent`: one program for some columns of the state of one head of one sequence, token by token.
+
+    Raises:
+        CodegenError: the region is more than a linear_attention, or its state isn't f32.
+    """
+    t = _Text(kernel, _RESERVED)
+    block_v = min(32, t.tile_v)
+    warps = 4 if t.tile_k >= 128 else 1
+    m = t.masks(block_v)
+    signature = {n: t.element for n in ("q", "k", "v")} | {"slopes": "*fp32", "state": "*fp32", "slots": "*i32", "offsets": "*i32"}
+    signature["o"] = t.element
+    constants = {"H": t.heads, "DK": t.dk, "DV": t.dv, "KEYS": t.tile_k, "BLOCK_V": block_v, "SCALE": t.op.scale}
+    job = Job("recurrent", signature, constants, num_warps=warps, num_stages=1)
+    given = ", ".join(t.name(v) for v in t.op.inputs())
+    return f'''{_HEAD}
+
+{jobs_text([job])}
+
+
+@triton.jit
+def recurrent(
+    q, k, v, slopes, state, slots, offsets, o,
+    H: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, KEYS: tl.constexpr, BLOCK_V: tl.constexpr, SCALE: tl.constexpr,
+):
+    """For every token of a sequence: S = exp(-slope) S + k^T v; o = SCALE q S."""
+    sequence = tl.program_id(2)
+    head = tl.program_id(1).to(tl.int64)
+    first = tl.load(offsets + sequence).to(tl.int64)
+    end = tl.load(offsets + sequence + 1).to(tl.int64)
+    if end > first:
+        slot = tl.load(slots + sequence).to(tl.int64)
+        decay = tl.exp2(tl.load(slopes + head) * -1.4426950408889634)
+        key = tl.arange(0, KEYS)
+        value = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+        state_at = state + (slot * H + head) * (DK * DV) + key[:, None] * DV + value[None, :]
+        # Slot -1 is nobody's: it holds zeros, and nothing is written there.
+        s = tl.zeros([KEYS, BLOCK_V], dtype=tl.float32)
+        if slot >= 0:
+            s = tl.load(state_at{m["tile"]})
+        q_at = q + head * DK + key
+        k_at = k + head * DK + key
+        v_at = v + head * DV + value
+        q_next = tl.load(q_at + first * (H * DK){m["key"]})
+        k_next = tl.load(k_at + first * (H * DK){m["key"]})
+        v_next = tl.load(v_at + first * (H * DV){m["value"]})
+        for token in range(first, end):
+            q_t = q_next.to(tl.float32) * SCALE
+            k_t = k_next.to(tl.float32)
+            v_t = v_next.to(tl.float32)
+            # The next token's rows are on their way while this one's are in use; behind the last, the last again.
+            after = tl.minimum(token + 1, end - 1)
+            q_next = tl.load(q_at + after * (H * DK){m["key"]})
+            k_next = tl.load(k_at + after * (H * DK){m["key"]})
+            v_next = tl.load(v_at + after * (H * DV){m["value"]})
+            s = s * decay + k_t[:, None] * v_t[None, :]
+            o_t = tl.sum(s * q_t[:, None], 0)
+            tl.store(o + token * (H * DV) + head * DV + value, o_t.to(o.dtype.element_ty){m["store_value"]})
+        if slot >= 0:
+            tl.store(state_at, s{m["store_tile"]})
+
+
+def launch({", ".join(t.arguments)}, o):
+    grid = ({-(-t.dv // block_v)}, {t.heads}, {t.name(t.op.slots)}.shape[0])
+    recurrent[grid]({given}, o, **pinned(JOBS[0]))
+'''
+
+
+def emit_chunked(kernel: Kernel) -> str:
+    """`triton.linear_chunked{chunk,segment,segments}`: two passes over segments of the sequences.
+
+    `chunk`: rows of one block product. `segment`: least tokens of a segment. `segments`: into how many a long batch is cut at most, beside
+    one more for each sequence. The workspace f32[(B + min(N // segment, segments)) * H, Dk, Dv] holds what enters each segment.
+
+    Raises:
+        CodegenError: the region is more than a linear_attention, or its state isn't f32.
+    """
+    t = _Text(kernel, _RESERVED)
+    config = kernel.implementation
+    chunk, segment, segments = config["chunk"], config["segment"], int(config.get("segments", 16))
+    scaled = 0.0 < t.op.steepest * chunk <= SAFE_EXPONENT
+    # 64 columns of a state of 128 rows are 64 registers a thread; with a table of decays or masks beside them half as many fit.
+    widest = 64 if t.tile_k <= 64 or (scaled and t.tile_k == t.dk) else 32
+    wide, narrow = min(64, t.tile_v), min(widest, t.tile_v)
+    q, slots = t.name(t.op.q), t.name(t.op.slots)
+    tensors = {"slopes": "*fp32", "state": "*fp32", "slots": "*i32", "offsets": "*i32"}
+    sizes = {"segment": "i32", "sequences": "i32", "steps": "i32"}
+    constants = {"H": t.heads, "DK": t.dk, "DV": t.dv, "KEYS": t.tile_k, "CHUNK": chunk}
+    jobs = [
+        Job(
+            "inflow_of", {"k": t.element, "v": t.element, **tensors, "inflow": "*fp32", **sizes}, {**constants, "BLOCK_V": wide},
+            num_warps=4, num_stages=3,
+        ),
+        Job(
+            "scan", {**dict.fromkeys(("q", "k", "v"), t.element), **tensors, "o": t.element, "inflow": "*fp32", **sizes},
+            {**constants, "BLOCK_V": narrow, "SCALE": t.op.scale}, num_warps=4, num_stages=2,
+        ),
+    ]  # fmt: skip
+    k, v, slopes, state, offsets = (t.name(x) for x in (t.op.k, t.op.v, t.op.slopes, t.op.state, t.op.offsets))
+    return f'''{_HEAD}
+
+{jobs_text(jobs)}
+
+
+{PIECE_OF}
+
+
+{_inflow(t.masks(wide))}
+
+
+{_scan(t.masks(narrow), scaled)}
+
+
+SEGMENT, SEGMENTS, CHUNK = {segment}, {segments}, {chunk}
+"""Least tokens of a segment; into how many a long batch is cut at most; tokens of a chunk."""
+
+
+def launch({", ".join(t.arguments)}, o, inflow):
+    tokens, sequences = {q}.shape[0], {slots}.shape[0]
+    segment = max(SEGMENT, -(-tokens // (SEGMENTS * CHUNK)) * CHUNK)
+    rows = tokens // segment + sequences
+    sizes = segment, sequences, max(0, sequences - 1).bit_length()
+    if tokens > segment:
+        # Else every sequence is one segment, into which nothing flows but its state.
+        inflow_of[(rows * {-(-t.dv // wide)}, {t.heads})]({k}, {v}, {slopes}, {state}, {slots}, {offsets}, inflow, *sizes, **pinned(JOBS[0]))
+    scan[(rows * {-(-t.dv // narrow)}, {t.heads})](
+        {q}, {k}, {v}, {slopes}, {state}, {slots}, {offsets}, o, inflow, *sizes, **pinned(JOBS[1])
+    )
+'''
+
+
+def _inflow(m: dict[str, str]) -> str:
+    """Pass 1."""
+    mask = " & ".join(f"({c.strip(' &')})" for c in (m["rows_key"],) if c)
+    key_mask = f", mask={mask}, other=0.0" if mask else ""
+    mask = " & ".join(f"({c.strip(' &')})" for c in (m["rows_value"],) if c)
+    value_mask = f", mask={mask}, other=0.0" if mask else ""
+    return f'''@triton.jit(do_not_specialize=["segment", "sequences", "steps"])
+def inflow_of(
+    k, v, slopes, state, slots, offsets, inflow, segment, sequences, steps,
+    H: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_V: tl.constexpr,
+):
+    """What enters each segment from just before it: the sequence's state, or what the segment before builds up from zero.
+
+    The segment before is whole, so there are no tails here. The state is copied for sequences of several segments, as the last of them
+    overwrites it in the next pass while the first may not have read it yet; of one segment, it stays where it is.
+    """
+    blocks: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
+    row = tl.program_id(0) // blocks
+    head = tl.program_id(1).to(tl.int64)
+    sequence, begin, end, index = piece_of(offsets, row, segment, sequences, steps)
+    first = begin + index * segment
+    key = tl.arange(0, KEYS)
+    value = tl.program_id(0) % blocks * BLOCK_V + tl.arange(0, BLOCK_V)
+    tile = key[:, None] * DV + value[None, :]
+    inflow_at = inflow + (row.to(tl.int64) * H + head) * (DK * DV) + tile
+    if index == 0:
+        if end - begin > segment:
+            slot = tl.load(slots + sequence).to(tl.int64)
+            s = tl.zeros([KEYS, BLOCK_V], dtype=tl.float32)
+            if slot >= 0:
+                s = tl.load(state + (slot * H + head) * (DK * DV) + tile{m["tile"]})
+            tl.store(inflow_at, s{m["store_tile"]})
+    elif first < end:
+        decay = tl.load(slopes + head) * -1.4426950408889634
+        token = tl.arange(0, CHUNK)
+        to_end = tl.exp2(decay * (CHUNK - 1 - token))
+        over_chunk = tl.exp2(decay * CHUNK)
+        k_base = k + ((first - segment).to(tl.int64) * H + head) * DK
+        v_base = v + ((first - segment).to(tl.int64) * H + head) * DV
+        s = tl.zeros([KEYS, BLOCK_V], dtype=tl.float32)
+        for start in range(0, segment, CHUNK):
+            at = (start + token)[:, None]
+            k_tile = tl.load(k_base + at * (H * DK) + key[None, :]{key_mask})
+            v_tile = tl.load(v_base + at * (H * DV) + value[None, :]{value_mask})
+            weighted = (v_tile * to_end[:, None]).to(v_tile.dtype)
+            s = tl.dot(tl.trans(k_tile), weighted, s * over_chunk, input_precision="ieee")
+        tl.store(inflow_at, s{m["store_tile"]})'''
+
+
+def _scan(m: dict[str, str], scaled: bool) -> str:
+    """Pass 2."""
+    if scaled:
+        meaning = (
+            "Within a chunk, with lam = exp(-slope) and row j of v scaled by lam^-(j+1) to V:  o_i = SCALE lam^(i+1) (q_i S + causal(q k^T)_i V)\n"
+            "    and  S = lam^n (S + k^T V). The slopes are gentle enough for fp32's range."
+        )
+        tables = """causal = token[:, None] >= token[None, :]
+        shrink = tl.exp2(decay * (token + 1)) * SCALE
+        grow = tl.exp2(-decay * (token + 1))"""
+        step = """v_tile = (v_tile * grow[:, None]).to(v_tile.dtype)
+            scores = tl.where(causal, tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee"), 0.0)
+            out = tl.dot(q_tile, s.to(q_tile.dtype), input_precision="ieee")
+            out = tl.dot(scores.to(v_tile.dtype), v_tile, out, input_precision="ieee") * shrink[:, None]"""
+        update = """s = tl.dot(tl.trans(k_tile), v_tile, s, input_precision="ieee") * tl.exp2(decay * count)"""
+    else:
+        meaning = (
+            "Within a chunk, with lam = exp(-slope):  o_i = SCALE (lam^(i+1) q_i S + sum over j <= i of lam^(i-j) (q_i k_j) v_j)\n"
+            "    and  S = lam^n S + sum over j of lam^(n-1-j) k_j^T v_j: only differences of positions, which is safe for every slope."
+        )
+        tables = """distance = token[:, None] - token[None, :]
+        within = tl.where(distance >= 0, tl.exp2(decay * tl.maximum(distance, 0)), 0.0) * SCALE
+        from_start = tl.exp2(decay * (token + 1)) * SCALE"""
+        step = """scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * within
+            out = tl.dot(q_tile, s.to(q_tile.dtype), input_precision="ieee") * from_start[:, None]
+            out = tl.dot(scores.to(v_tile.dtype), v_tile, out, input_precision="ieee")"""
+        update = """to_end = tl.exp2(decay * tl.maximum(count - 1 - token, 0))
+            weighted = (v_tile * to_end[:, None]).to(v_tile.dtype)
+            s = tl.dot(tl.trans(k_tile), weighted, s * tl.exp2(decay * count), input_precision="ieee")"""
+    return f'''@triton.jit(do_not_specialize=["segment", "sequences", "steps"])
+def scan(
+    q, k, v, slopes, state, slots, offsets, o, inflow, segment, sequences, steps,
+    H: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_V: tl.constexpr,
+    SCALE: tl.constexpr,
+):
+    """Every segment sums the decayed inflows of its sequence up to its own, then runs its chunks; the last one stores the final state.
+
+    {meaning}
+    """
+    blocks: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
+    row = tl.program_id(0) // blocks
+    head = tl.program_id(1).to(tl.int64)
+    sequence, begin, end, index = piece_of(offsets, row, segment, sequences, steps)
+    first = begin + index * segment
+    length = tl.minimum(end - first, segment)
+    if length > 0:
+        slot = tl.load(slots + sequence).to(tl.int64)
+        is_last = first + segment >= end
+        decay = tl.load(slopes + head) * -1.4426950408889634
+        key = tl.arange(0, KEYS)
+        value = tl.program_id(0) % blocks * BLOCK_V + tl.arange(0, BLOCK_V)
+        tile = key[:, None] * DV + value[None, :]
+        state_at = state + (slot * H + head) * (DK * DV) + tile
+        s = tl.zeros([KEYS, BLOCK_V], dtype=tl.float32)
+        if (index == 0) & is_last:
+            # Slot -1 is nobody's: it holds zeros, and nothing is written there.
+            if slot >= 0:
+                s = tl.load(state_at{m["tile"]})
+        else:
+            # Inflows that have decayed below 2^-30 are left out.
+            over_segment = tl.exp2(decay * segment)
+            reach = tl.minimum(30.0 / (tl.maximum(-decay, 1e-9) * segment), 1e6).to(tl.int32) + 1
+            for back in range(tl.minimum(index, reach), -1, -1):
+                inflow_at = inflow + ((row - back).to(tl.int64) * H + head) * (DK * DV) + tile
+                s = s * over_segment + tl.load(inflow_at{m["tile"]})
+        # Bases are int64; offsets within a segment fit int32.
+        q_base = q + (first.to(tl.int64) * H + head) * DK
+        k_base = k + (first.to(tl.int64) * H + head) * DK
+        v_base = v + (first.to(tl.int64) * H + head) * DV
+        o_base = o + (first.to(tl.int64) * H + head) * DV
+        token = tl.arange(0, CHUNK)
+        {tables}
+        for start in range(0, length, CHUNK):
+            inside = (start + token < length)[:, None]
+            at = (start + token)[:, None]
+            q_tile = tl.load(q_base + at * (H * DK) + key[None, :], mask=inside{m["rows_key"]}, other=0.0)
+            k_tile = tl.load(k_base + at * (H * DK) + key[None, :], mask=inside{m["rows_key"]}, other=0.0)
+            v_tile = tl.load(v_base + at * (H * DV) + value[None, :], mask=inside{m["rows_value"]}, other=0.0)
+            {step}
+            tl.store(o_base + at * (H * DV) + value[None, :], out.to(o.dtype.element_ty), mask=inside{m["rows_value"]})
+            count = tl.minimum(length - start, CHUNK)
+            {update}
+        if is_last & (slot >= 0):
+            tl.store(state_at, s{m["store_tile"]})'''

@@ -1,0 +1,61 @@
+"""`ringc check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def check(
+    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    weights: Annotated[
+        str, typer.Option(help="A checkpoint's folder, or random:SEED, for the whole model.")
+    ] = "random:0",
+    kernels_only: Annotated[bool, typer.Option("--kernels", help="Check the kernels, not the whole model.")] = False,
+    tokens: Annotated[int, typer.Option(help="Tokens of the longest sequence of the whole-model check.")] = 40,
+    allow_edited: Annotated[bool, typer.Option("--allow-edited", help="Check kernels that were edited.")] = False,
+) -> None:
+    """Compare every kernel and the whole model with their meaning in double precision, on this machine."""
+    from ringc.cli.console import bar, out, table
+    from ringc.runtime.artifact import open_artifact
+    from ringc.runtime.check import check_kernels, check_model
+
+    opened = open_artifact(artifact, allow_edited=allow_edited)
+    with bar() as progress:
+        found = check_kernels(opened, progress=progress)
+        rows = [
+            (
+                name,
+                opened.kernels[name]["implementation"],
+                f"{one.name} {list(one.shape)}",
+                f"{one.error:.1e}",
+                f"{one.allowed:.1e}",
+                _verdict(one.passed),
+            )
+            for name, results in found
+            for one in results
+        ]
+        model = [] if kernels_only else check_model(opened, weights, tokens=tokens, progress=progress)
+    table(
+        "kernels against the fp64 interpreter",
+        ("kernel", "implementation", "result", "error", "allowed", ""),
+        rows,
+        left=3,
+    )
+    if model:
+        table(
+            f"the whole model against the fp64 interpreter ({weights})",
+            ("what", "error", "allowed", ""),
+            [(one.name, f"{one.error:.1e}", f"{one.allowed:.1e}", _verdict(one.passed)) for one in model],
+        )
+    compared = [one for _, results in found for one in results] + list(model)
+    wrong = [one for one in compared if not one.passed]
+    out(f"{len(compared)} results compared, {len(wrong)} wrong")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _verdict(passed: bool) -> str:
+    return "ok" if passed else "WRONG"

@@ -1,0 +1,69 @@
+"""`ringc compile`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ringc.codegen.compile import Compiled
+
+
+def compile_spec(
+    spec: Annotated[
+        str, typer.Argument(help="A preset's name (see `ringc presets`) or a YAML file.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.", show_default=False)],
+    target: Annotated[str, typer.Option(help="cpu, torch, sm_80, sm_90 or sm_100.")] = "cpu",
+    dump: Annotated[str, typer.Option(help="`all` keeps the IR after every pass.")] = "last",
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact of another model.")] = False,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Use the cache of built kernels.")] = True,
+) -> None:
+    """Compile a spec into an artifact: kernels, a host program, and a map for the weights."""
+    from ringc import api
+    from ringc.cli.console import bar
+    from ringc.errors import UsageError
+
+    if dump not in ("all", "last"):
+        raise UsageError(f"there is no dump '{dump}'", help="use --dump all, or leave it out")
+    began = time.perf_counter()
+    with bar() as progress:
+        compiled = api.compile(
+            spec, output, target=target, dump_all=dump == "all", force=force, use_cache=cache, progress=progress
+        )
+    _summary(compiled, time.perf_counter() - began)
+
+
+def _summary(compiled: Compiled, seconds: float) -> None:
+    from ringc.cli.console import count, duration, out, size, table
+
+    manifest = compiled.manifest
+    facts, target = manifest["facts"], manifest["target"]
+    kinds = [f"{facts[k + '_layers']} {k}" for k in ("linear", "softmax", "dense", "moe") if facts[k + "_layers"]]
+    rows = [
+        ("model", manifest["name"]),
+        ("target", f"{target['name']} ({target['backend']}, {target['storage']})"),
+        ("layers", f"{facts['layers']} ({', '.join(kinds)})"),
+        ("parameters", f"{count(facts['parameters'])}, {count(facts['active_parameters'])} of them active for a token"),
+        ("state", f"{size(facts['state_bytes_per_sequence'])} a sequence, {size(facts['kv_bytes_per_token'])} a token"),
+        ("kernels", f"{len(manifest['kernels'])} ({compiled.built} built, {compiled.cached} from the cache)"),
+        ("artifact", f"{compiled.folder} ({size(compiled.bytes)})"),
+        ("time", f"{duration(seconds)}, {duration(compiled.passes.total)} of it in passes"),
+    ]
+    table(f"compiled {manifest['name']}", ("", ""), rows, left=2)
+    versions = [
+        (
+            version["name"],
+            version["guard"] or "otherwise",
+            version["form"],
+            ", ".join(f"{k}={v}" for k, v in version["typical"].items() if k in "NBS"),
+            duration(version["predicted"]),
+        )
+        for found in manifest["entries"].values()
+        for version in found
+    ]
+    table("versions", ("version", "when", "linear attention", "typical sizes", "predicted"), versions, left=4)
+    out(f"run it with: ringc run {compiled.folder} --weights random:0 --prompt 'Hello'")

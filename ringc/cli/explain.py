@@ -1,0 +1,113 @@
+"""`ringc explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ringc.ir.core import Function, Module
+    from ringc.passes.target import Target
+    from ringc.runtime.artifact import Artifact
+
+
+def explain(
+    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    what: Annotated[str, typer.Argument(help="schedule")] = "schedule",
+) -> None:
+    """Say why an artifact is as it is: versions, crossovers, what each form costs, what lost and why."""
+    from ringc.errors import UsageError
+    from ringc.passes.target import target
+    from ringc.runtime.artifact import open_artifact
+    from ringc.runtime.check import read_module
+
+    if what != "schedule":
+        raise UsageError(f"there is nothing to explain about '{what}'", help="use `ringc explain DIR schedule`")
+    opened = open_artifact(artifact, allow_edited=True, any_machine=True)
+    module = read_module(opened, "module")
+    machine = target(str(opened.target["name"]))
+    _versions(opened, module)
+    _forms(module)
+    _kernels(module, machine)
+
+
+def _versions(artifact: Artifact, module: Module) -> None:
+    from ringc.cli.console import duration, out, table
+
+    rows = []
+    for found in artifact.manifest["entries"].values():
+        for version in found:
+            typical = ", ".join(f"{k}={v}" for k, v in version["typical"].items() if k in "NBS")
+            rows.append(
+                (
+                    version["name"],
+                    version["guard"] or "otherwise",
+                    version["form"],
+                    typical,
+                    duration(version["predicted"]),
+                )
+            )
+    table(
+        "versions, tested from top to bottom",
+        ("version", "when", "linear attention", "typical sizes", "predicted"),
+        rows,
+        left=4,
+    )
+    for entry, found in artifact.manifest["entries"].items():
+        notes = module.functions[found[0]["name"]].notes
+        if "switch" in notes:
+            switch = notes["switch"]
+            when = "never" if switch is None else f"from {switch} tokens of a sequence on"
+            out(f"{entry}: the chunked form of linear attention costs less {when}")
+
+
+def _forms(module: Module) -> None:
+    """What each form of linear attention costs by length, and which are unsafe."""
+    from ringc.cli.console import duration, out, table
+    from ringc.passes.schedules.predict import seconds_at
+
+    notes = next((f.notes for f in module.functions.values() if f.notes.get("forms")), None)
+    if notes is None:
+        return
+    lengths = (1, 4, 16, 64, 256, 1024, 4096)
+    rows = []
+    for name, seconds, illegal in notes["forms"]:
+        costs = [duration(seconds_at(seconds, {"N": n, "B": 1, "R": 1, "P": 1, "S": 4096})) for n in lengths]
+        rows.append((name, *(["unsafe"] * len(lengths) if illegal else costs)))
+    table("linear attention of one sequence, predicted", ("form", *(f"T={n}" for n in lengths)), rows)
+    for name, seconds, illegal in notes["forms"]:
+        out(f"  {name}: {illegal or seconds}")
+
+
+def _kernels(module: Module, machine: Target) -> None:
+    """The candidates of every kernel at the typical sizes of the first version that launches it."""
+    from ringc.cli.console import duration, table
+    from ringc.passes.schedules.candidates import candidates, typical_sizes
+    from ringc.passes.schedules.model import at
+
+    rows = []
+    for function in module.functions.values():
+        if "family" not in function.notes:
+            continue
+        served = _service(function)
+        sizes = typical_sizes(*served)
+        chosen = str(function.notes["implementation"])
+        found = candidates(str(function.notes["family"]), function.body, served[0], machine)
+        costs = {c.implementation: at(c.seconds, sizes) for c in found}
+        best = costs.get(chosen, min(costs.values()))
+        for c in sorted(found, key=lambda c: (c.implementation != chosen, costs[c.implementation])):
+            is_chosen = c.implementation == chosen
+            why = "chosen" if is_chosen else c.illegal or f"{costs[c.implementation] / best:.2f}x the chosen one's time"
+            where = ", ".join(f"{k}={v}" for k, v in sizes.items() if k in "NB")
+            rows.append(
+                (function.name if is_chosen else "", c.implementation, where, duration(costs[c.implementation]), why)
+            )
+    table("candidates of each kernel", ("kernel", "implementation", "at", "predicted", ""), rows, left=3)
+
+
+def _service(function: Function) -> tuple[tuple[int, int], str]:
+    """The rows that a kernel serves, and for which entry point."""
+    low, high = function.notes.get("rows", (1, 0))
+    return (low, high), str(function.notes.get("serves", "prefill")).split("+")[-1]

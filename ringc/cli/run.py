@@ -1,0 +1,130 @@
+"""`ringc run`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ringc.runtime.model import Model
+    from ringc.runtime.tokenizer import Tokenizer
+
+
+def run(
+    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    weights: Annotated[str, typer.Option(help="A checkpoint's folder, or random:SEED.", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.", show_default=False)] = None,
+    prompt_ids: Annotated[
+        Path | None, typer.Option(help="File of token ids, as JSON or apart by spaces.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Only the k most likely tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Only the most likely tokens of this total probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.", show_default=False)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End at this text; may be given again.", show_default=False)
+    ] = None,
+    weights_dtype: Annotated[
+        str, typer.Option(help="bf16 halves the weights' memory, at a cost in time; or model.")
+    ] = "model",
+    allow_edited: Annotated[bool, typer.Option("--allow-edited", help="Run kernels that were edited.")] = False,
+) -> None:
+    """Generate text, or token ids, with an artifact and weights."""
+    from ringc.errors import UsageError
+
+    if (prompt is None) == (prompt_ids is None):
+        raise UsageError("one of --prompt and --prompt-ids is needed", help="--prompt 'Once upon a time'")
+    if weights_dtype not in ("model", "bf16"):
+        raise UsageError(f"weights can't be kept in '{weights_dtype}'", help="use bf16 or model")
+    if prompt == "":
+        raise UsageError("the prompt is empty", help="give at least one character")
+
+    import torch
+
+    from ringc.cli.console import bar
+    from ringc.runtime.artifact import open_artifact
+    from ringc.runtime.model import Model
+    from ringc.runtime.sample import Sampling
+    from ringc.runtime.tokenizer import find_tokenizer
+
+    Sampling(temperature, top_k, top_p)  # says what is wrong with them before gigabytes are loaded
+    opened = open_artifact(artifact, allow_edited=allow_edited)
+    tokenizer = find_tokenizer(opened.manifest["vocabulary"], weights, artifact) if prompt is not None or stop else None
+    if prompt_ids is not None:
+        ids = _read_ids(prompt_ids)
+    else:
+        assert tokenizer is not None and prompt is not None
+        bos = opened.manifest["vocabulary"].get("bos")
+        ids = ([] if bos is None else [bos]) + tokenizer.encode(prompt)
+    narrow = torch.bfloat16 if weights_dtype == "bf16" else None
+    with bar() as progress:
+        model = Model(
+            opened, weights, weights_dtype=narrow, progress=lambda done, total: progress("weights", done, total)
+        )
+    if prompt is not None:
+        sys.stdout.write(prompt)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    _stream(model, tokenizer, ids, max_new_tokens, stop or [], as_ids=prompt is None, **options)
+
+
+def _stream(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    ids: list[int],
+    count: int,
+    stop: list[str],
+    *,
+    as_ids: bool,
+    **options: object,
+) -> None:
+    """Print tokens as they come, then how fast they came."""
+    from ringc.cli.stopping import StopText
+
+    tokens = model.generate(ids, max_new_tokens=count, **options)  # type: ignore[arg-type]
+    text = tokenizer.stream() if tokenizer is not None else None
+    guard = StopText(stop)
+    began = time.perf_counter()
+    first = None
+    made = 0
+    for token in tokens:
+        made += 1
+        first = first or time.perf_counter()
+        piece = text.push(token) if text is not None else ""
+        shown = guard.push(piece)
+        sys.stdout.write(f"{token} " if as_ids else shown)
+        sys.stdout.flush()
+        if guard.found:
+            break
+    if not guard.found and not as_ids:
+        sys.stdout.write(guard.end(text.end() if text is not None else ""))
+    ended = time.perf_counter()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    rate = f", {(made - 1) / (ended - first):.1f} tokens/s" if first is not None and made > 1 else ""
+    wait = f", first after {(first - began) * 1e3:.0f} ms" if first is not None else ""
+    sys.stderr.write(f"[{len(ids)} tokens in, {made} out{wait}{rate}]\n")
+
+
+def _read_ids(path: Path) -> list[int]:
+    """Token ids from a file: a JSON list, or numbers apart by spaces, commas or lines.
+
+    Raises:
+        RunError: the file can't be read, or holds something else.
+    """
+    from ringc.errors import Place, RunError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"the ids can't be read: {error}", place=Place(path)) from error
+    words = text.replace("[", " ").replace("]", " ").replace(",", " ").split()
+    wrong = next((w for w in words if not w.removeprefix("-").isdecimal()), None)
+    if wrong is not None or not words:
+        found = f"'{wrong}' is no token id" if wrong is not None else "the file holds no token ids"
+        raise RunError(found, place=Place(path), help="write numbers apart by spaces, or a JSON list of them")
+    return [int(w) for w in words]

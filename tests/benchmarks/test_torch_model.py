@@ -1,0 +1,53 @@
+"""The model that ringc is compared with is right: otherwise its times mean nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from benchmarks.peers.torch_model import TorchModel
+from benchmarks.peers.torch_moe import MOE_FORMS, why_not
+from ringc.model_defs import load_spec
+from tests.reference.ring_linear import forward
+from tests.runtime.models import reference_config, reference_weights
+
+TOKENS, STEPS, BATCH = 150, 3, 2
+
+
+@cache
+def expected():
+    """Sequences [B, T], and the reference's logits [B, T, V] for them, of random draws whose routing is no near tie."""
+    spec = load_spec("ring-tiny")
+    config = reference_config(spec)
+    weights = reference_weights(config, 0)
+    generator = torch.Generator().manual_seed(5)
+    rows = []
+    for _ in range(40):
+        ids = torch.randint(spec.vocabulary.size, (TOKENS + STEPS,), generator=generator)
+        out = forward(config, weights, ids)
+        if out.margin > 1e-5:
+            rows.append((ids, out.logits))
+        if len(rows) == BATCH:
+            return spec, weights, torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows])
+    raise AssertionError("every draw has a near tie")
+
+
+def check(model: TorchModel, split: int) -> None:
+    _, _, ids, logits = expected()
+    cache = model.new_cache(BATCH, TOKENS + STEPS + 5)
+    if split:
+        model.prefill(ids[:, :split], cache)
+    got = [model.prefill(ids[:, split:TOKENS], cache)]
+    got += [model.decode(ids[:, t], cache) for t in range(TOKENS, TOKENS + STEPS)]
+    torch.testing.assert_close(torch.stack(got, 1).double(), logits[:, TOKENS - 1 :], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("form", MOE_FORMS)
+@pytest.mark.parametrize("split", [0, 70])
+def test_prefill_and_decode_give_the_reference_logits(form, split):
+    if reason := why_not(form):
+        pytest.skip(reason)
+    spec, weights, _, _ = expected()
+    check(TorchModel(spec, weights, form), split)

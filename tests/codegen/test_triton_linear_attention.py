@@ -1,0 +1,141 @@
+"""Linear attention by Triton: both forms in the interpreter against fp64, and what ptxas says of ring-mini's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ringc.codegen.emit import emit
+from ringc.codegen.kernel import Kernel
+from ringc.codegen.triton.aot import compile_many
+from ringc.codegen.triton.interpret import InterpreterWorker
+from ringc.codegen.triton.jobs import compile_jobs
+from ringc.errors import CodegenError
+from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of, reference, run
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[InterpreterWorker]:
+    with InterpreterWorker() as made:
+        yield made
+
+
+def mixer(heads: int, dk: int, dv: int, implementation: str, *, steepest: float = 0.0, dtype: str = "f32", scale: float = 0.3) -> Kernel:
+    """A kernel of linear_attention alone."""
+    form = "recurrent" if "recurrent" in implementation else "chunked"
+    function = f"""
+func @mixer(%q: {dtype}[N / B, {heads}, {dk}], %k: {dtype}[N / B, {heads}, {dk}], %v: {dtype}[N / B, {heads}, {dv}], %slopes: f32[{heads}], %state: state<f32[P; {heads}, {dk}, {dv}]>, %slots: i32[B], %offsets: i32[B + 1]) {{
+  %o, %after = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {{scale = {scale}, form = "{form}", steepest = {steepest}}} : {dtype}[N / B, {heads}, {dv}], state<f32[P; {heads}, {dk}, {dv}]>
+  return %o, %after
+}}"""
+    config = dict(item.split("=") for item in implementation.partition("{")[2].rstrip("}").split(",") if item)
+    workspace = []
+    if form == "chunked":
+        workspace = [f"f32[{heads}*B + {heads}*min(N // {config['segment']}, {config['segments']}), {dk}, {dv}]"]
+    return kernel(function, implementation, workspace)
+
+
+def inputs(heads: int, dk: int, dv: int, lengths: list[int], slots: list[int], slopes: list[float]) -> list[torch.Tensor]:
+    n, pool = sum(lengths), max(slots, default=0) + 3
+    return [
+        torch.randn(n, heads, dk),
+        torch.randn(n, heads, dk),
+        torch.randn(n, heads, dv),
+        torch.tensor(slopes[:heads]),
+        torch.randn(pool, heads, dk, dv),
+        torch.tensor(slots, dtype=torch.int32),
+        offsets_of(lengths),
+    ]
+
+
+CHUNKED = "triton.linear_chunked{chunk=16,segment=32,segments=4}"
+SLOPES = [0.7, 0.02, 0.0, 0.9, 0.3, 0.001]
+RAGGED = ([1, 0, 77, 16, 130], [4, 1, 0, -1, 2])
+
+
+@pytest.mark.parametrize(("heads", "dk", "dv"), [(3, 32, 32), (1, 16, 48), (2, 24, 20), (2, 128, 64)])
+def test_recurrent_is_the_recurrence(worker: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int) -> None:
+    given = inputs(heads, dk, dv, [3, 0, 1, 5], [2, 0, -1, 5], SLOPES)
+    check(worker, tmp_path, mixer(heads, dk, dv, "triton.linear_recurrent"), given)
+
+
+@pytest.mark.parametrize("steepest", [0.0, 0.9], ids=["any slope", "gentle slopes"])
+@pytest.mark.parametrize(("heads", "dk", "dv"), [(5, 32, 32), (1, 24, 40), (2, 16, 128), (1, 128, 64)])
+def test_chunked_is_the_recurrence(worker: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int, steepest: float) -> None:
+    given = inputs(heads, dk, dv, *RAGGED, SLOPES)
+    check(worker, tmp_path, mixer(heads, dk, dv, CHUNKED, steepest=steepest), given)
+
+
+@pytest.mark.parametrize("implementation", ["triton.linear_recurrent", CHUNKED])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65])
+def test_lengths_around_chunks_and_segments(worker: InterpreterWorker, tmp_path: Path, implementation: str, length: int) -> None:
+    given = inputs(2, 16, 16, [length], [1], [0.4, 0.05])
+    check(worker, tmp_path, mixer(2, 16, 16, implementation, steepest=0.4), given)
+
+
+@pytest.mark.parametrize("implementation", ["triton.linear_recurrent", CHUNKED])
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]], ids=["no sequence", "an empty one", "empty ones"])
+def test_without_tokens_nothing_changes(worker: InterpreterWorker, tmp_path: Path, implementation: str, lengths: list[int]) -> None:
+    given = inputs(2, 16, 16, lengths, list(range(len(lengths))), [0.4, 0.05])
+    o, state = run(worker, tmp_path, mixer(2, 16, 16, implementation, steepest=0.4), given)
+    assert o.shape == (0, 2, 16)
+    assert torch.equal(state, given[4])
+
+
+def test_many_sequences_find_their_pieces(worker: InterpreterWorker, tmp_path: Path) -> None:
+    lengths = [int(n) for n in torch.randint(0, 90, (13,))]
+    given = inputs(1, 16, 16, lengths, [int(s) for s in torch.randperm(15)[:13]], [0.1])
+    check(worker, tmp_path, mixer(1, 16, 16, CHUNKED, steepest=0.1), given)
+
+
+def test_a_long_sequence_is_cut_into_as_many_segments_as_were_asked_for(worker: InterpreterWorker, tmp_path: Path) -> None:
+    made = mixer(1, 16, 16, CHUNKED, steepest=0.05)
+    check(worker, tmp_path, made, inputs(1, 16, 16, [333], [0], [0.05]))
+
+
+def test_steep_slopes_stay_finite_in_the_form_that_is_safe_for_all(worker: InterpreterWorker, tmp_path: Path) -> None:
+    given = inputs(2, 16, 16, [100], [0], [40.0, 9.0])
+    check(worker, tmp_path, mixer(2, 16, 16, CHUNKED), given)
+
+
+def test_free_slots_of_the_pool_stay_as_they_are(worker: InterpreterWorker, tmp_path: Path) -> None:
+    given = inputs(2, 16, 16, [40, 70], [3, -1], [0.4, 0.05])
+    _, state = run(worker, tmp_path, mixer(2, 16, 16, CHUNKED, steepest=0.4), given)
+    kept = [i for i in range(len(state)) if i != 3]
+    assert torch.equal(state[kept], given[4][kept])
+    assert not torch.equal(state[3], given[4][3])
+
+
+def test_the_reference_sees_the_scale(worker: InterpreterWorker, tmp_path: Path) -> None:
+    given = inputs(1, 16, 16, [20], [0], [0.4])
+    one, two = (reference(mixer(1, 16, 16, CHUNKED, scale=s), given)[0] for s in (0.5, 1.0))
+    assert torch.allclose(two, 2 * one)
+    check(worker, tmp_path, mixer(1, 16, 16, CHUNKED, scale=1.0), given)
+
+
+def test_only_linear_attention_alone_is_taken() -> None:
+    made = mixer(1, 16, 16, "triton.linear_recurrent")
+    made.function.body.set_outputs(list(made.function.body.outputs)[:1])
+    with pytest.raises(CodegenError, match="outputs aren't those"):
+        emit(made)
+
+
+RING_MINI = {
+    "linear_recurrent": mixer(16, 128, 128, "triton.linear_recurrent", steepest=0.70711, dtype="bf16", scale=128**-0.5),
+    "linear_chunked": mixer(16, 128, 128, "triton.linear_chunked{chunk=64,segment=256,segments=16}", steepest=0.70711, dtype="bf16", scale=128**-0.5),
+}
+
+
+@pytest.mark.parametrize("name", RING_MINI)
+def test_golden(name: str) -> None:
+    check_golden(f"triton_{name}", emit(RING_MINI[name]).text)
+
+
+@pytest.mark.parametrize("name", RING_MINI)
+def test_nothing_spills_at_ring_mini_sizes(name: str) -> None:
+    for made in compile_many(compile_jobs(emit(RING_MINI[name]).text, name, 90)):
+        assert not made.resources.spills, f"{made.name}: {made.resources}"
