@@ -35,6 +35,7 @@ class Cache:
     length: int
     position: Tensor
 
+    @torch.inference_mode()
     def rewind(self, length: int) -> None:
         """Count as if `length` tokens were held: softmax layers forget, linear layers' states stay."""
         self.length = length

@@ -219,7 +219,9 @@ class Tiles:
         for name in sorted(symbols_of([dim])):
             self.sizes(name)
         text = dim_text(dim)
-        return Index(((Term(text if text.isidentifier() else f"({text})", 0),  1),))
+        # A product stays bare: behind a 64-bit number it is computed in 64 bits.
+        product = "+" not in text and "-" not in text and "//" not in text
+        return Index(((Term(text if text.isidentifier() or product else f"({text})", 0), 1),))
 
     # -- arithmetic
 
@@ -282,7 +284,7 @@ class Tiles:
             case "floordiv" if divisor > 0:
                 return self._quotient(a, divisor)
             case "mod" if divisor > 0:
-                whole, rest = self._split(a, divisor)
+                rest = self._split(a, divisor)[1]
                 return rest if _below(rest, divisor) else None
             case "lt" | "le" | "ge" | "gt":
                 return _decided(function, a + b * -1)
@@ -422,7 +424,7 @@ class Tiles:
                     continue
                 text = term.name
             else:
-                text = f"{term.name}.to(tl.int64)" if term.axes or not term.name.isdigit() else term.name
+                text = f"{term.name if term.name.isidentifier() else f'({term.name})'}.to(tl.int64)"
             wide.append(text if factor == 1 else f"{text} * {factor}")
         offset = Index(tuple(narrow), flat.constant)
         parts = [pointer, *wide]
@@ -451,7 +453,8 @@ class Tiles:
         """Write elements."""
         axes = frozenset[Axis]().union(*(i.axes for i in at)) if at else frozenset[Axis]()
         mask = self.mask(axes, condition)
-        written = f"{operand(value)}.to({TRITON[dtype]})" if value.value is None else value.text
+        narrow = dtype.is_float and dtype is not DType.F32 and value.value is None
+        written = f"{operand(value)}.to({TRITON[dtype]})" if narrow else value.text
         self.line(f"tl.store({self.address(pointer, at, shape)}, {written}{f', mask={mask}' if mask else ''})")
 
     # -- axes
@@ -504,7 +507,7 @@ def _decided(function: str, difference: Index) -> Tile | None:
 
 
 def _below(rest: Index, divisor: int) -> bool:
-    return rest.low is not None and rest.high is not None and 0 <= rest.low and rest.high < divisor
+    return rest.low is not None and rest.high is not None and rest.low >= 0 and rest.high < divisor
 
 
 def _times(a: Dim, b: Dim) -> Dim:

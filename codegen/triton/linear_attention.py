@@ -10,6 +10,7 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
 from ringc.codegen.triton.jobs import Job, jobs_text, padded, pointer
 from ringc.codegen.triton.segments import PIECE_OF
+from ringc.codegen.triton.signature import RESERVED
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
 from ringc.ir.ops.mixers import LinearAttention
@@ -67,7 +68,7 @@ class _Text:
 
 
 _RESERVED = (
-    "tl", "triton", "JOBS", "pinned", "launch", "o", "inflow_of", "scan", "recurrent", "piece_of", "inflow", "tokens", "sequences", "segment", "rows", "steps",
+    *RESERVED, "pinned", "o", "inflow_of", "scan", "recurrent", "piece_of", "inflow", "tokens", "sequences", "segment", "rows", "steps",
     "grid",
 )  # fmt: skip
 

@@ -241,7 +241,7 @@ class Reader:
             flat = flat * int(d) + i
         value = self.tiles.literal(op.value[-1], op.dtype)
         for place in range(len(op.value) - 2, -1, -1):
-            if op.value[place] != op.value[place + 1] or isinstance(value, Tile) and value.value is None:
+            if op.value[place] != op.value[place + 1] or (isinstance(value, Tile) and value.value is None):
                 here = self.tiles.apply("le", flat, Index(constant=place))
                 value = self.tiles.apply("where", here, self.tiles.literal(op.value[place], op.dtype), value)
         return self._name(op, value)

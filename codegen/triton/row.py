@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -234,7 +234,7 @@ def _uneven(reader: Reader, cuts: Cuts) -> Cut | None:
 def _shape(roots: Sequence[Root], reader: Reader, cuts: Cuts, shape: Shape) -> Shape:
     """Rows, division between programs and warps, from what a row of the part needs."""
     pieces = [_pieces(root, cuts, shape.axes) for root in roots]
-    elements = max(reader.seen.elements, *(sum(_product(e for _, e, _, _ in p.axes) for p in ps) for ps in pieces))
+    elements = max([reader.seen.elements, *(sum(_product([a[1] for a in p.axes]) for p in ps) for ps in pieces)])
     most = HEAVY if reader.seen.heavy else ELEMENTS
     if elements > most:
         common = [_extents(ps) for ps in pieces]
@@ -287,7 +287,7 @@ def _extents(pieces: Sequence[Place]) -> dict[int, int]:
     return found
 
 
-def _product(extents: Sequence[int] | itertools.chain[int]) -> int:  # type: ignore[type-arg]
+def _product(extents: Iterable[int]) -> int:
     count = 1
     for e in extents:
         count *= power_of_two(min(e, WIDEST))

@@ -1,4 +1,4 @@
-"""What surrounds the kernels in a Triton file: names of tensors, sizes from their shapes, and `JOBS`, which says how to compile them ahead."""
+"""What surrounds the kernels in a Triton file: names of tensors, sizes from their shapes, and `JOBS`: what to compile ahead of time."""
 
 from __future__ import annotations
 

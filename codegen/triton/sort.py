@@ -9,17 +9,18 @@ from __future__ import annotations
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
 from ringc.codegen.triton.jobs import Job, jobs_text, padded
+from ringc.codegen.triton.signature import RESERVED
 from ringc.errors import CodegenError
 from ringc.ir.ops.index import SortByKey
-from ringc.passes.schedules.sorting import BLOCK
+from ringc.passes.schedules.routing import SORT_BLOCK
 
 _RESERVED = (
-    "tl", "triton", "JOBS", "pinned", "launch", "order", "offsets", "places", "counts", "rows", "blocks", "BLOCK", "count", "scan", "place", "sort_block",
+    *RESERVED, "pinned", "order", "offsets", "places", "counts", "rows", "blocks", "BLOCK", "count", "scan", "place", "sort_block",
 )  # fmt: skip
 
 
 def emit(kernel: Kernel) -> str:
-    """`triton.sort`: one sort_by_key. The workspace i32[ceil(R / BLOCK), keys] holds what stands before each block of rows.
+    """`triton.sort`: one sort_by_key. The workspace i32[ceil(R / SORT_BLOCK), keys] holds what stands before each block of rows.
 
     Raises:
         CodegenError: the region is more than a sort_by_key.
@@ -31,7 +32,7 @@ def emit(kernel: Kernel) -> str:
     (keys,) = argument_names(body, Names(_RESERVED))
     size, tile = op.num_keys, padded(op.num_keys)
     # A step's comparisons are a tile of rows by keys: 8192 elements for up to 256 keys, as few rows as 16 beyond.
-    step = max(16, min(BLOCK, 8192 // tile))
+    step = max(16, min(SORT_BLOCK, 8192 // tile))
     pointers = {"keys": "*i32", "order": "*i32", "offsets": "*i32", "places": "*i32", "counts": "*i32"}
 
     def job(name: str, wanted: str, constants: dict[str, int], warps: int) -> Job:
@@ -39,10 +40,10 @@ def emit(kernel: Kernel) -> str:
         return Job(name, signature, {"KEYS": size, "TILE": tile, **constants}, num_warps=warps, num_stages=1)
 
     jobs = [
-        job("sort_block", "keys order offsets places rows", {"BLOCK": BLOCK, "STEP": step}, 8),
-        job("count", "keys places counts rows", {"BLOCK": BLOCK, "STEP": step}, 4),
+        job("sort_block", "keys order offsets places rows", {"STEP": step}, 8),
+        job("count", "keys places counts rows", {"BLOCK": SORT_BLOCK, "STEP": step}, 4),
         job("scan", "counts offsets rows blocks", {"STEP": step}, 8),
-        job("place", "keys order offsets places counts rows", {"BLOCK": BLOCK}, 4),
+        job("place", "keys order offsets places counts rows", {"BLOCK": SORT_BLOCK}, 4),
     ]
     return f'''import triton
 import triton.language as tl
@@ -51,18 +52,18 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["rows"])
-def sort_block(keys, order, offsets, places, rows, KEYS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
-    """All of it, for at most BLOCK rows, by one program."""
+def sort_block(keys, order, offsets, places, rows, KEYS: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr):
+    """All of it by one program, for as many rows as one ranks."""
     key = tl.arange(0, TILE)
     total = tl.zeros([TILE], dtype=tl.int32)
-    for start in range(0, BLOCK, STEP):
+    for start in range(0, rows, STEP):
         row = start + tl.arange(0, STEP)
         hit = (tl.load(keys + row, mask=row < rows, other=-1)[:, None] == key[None, :]).to(tl.int32)
         total += tl.sum(hit, 0)
     begin = tl.cumsum(total, 0) - total
     tl.store(offsets + key, begin, mask=key < KEYS)
     tl.store(offsets + KEYS, rows)
-    for start in range(0, BLOCK, STEP):
+    for start in range(0, rows, STEP):
         row = start + tl.arange(0, STEP)
         hit = (tl.load(keys + row, mask=row < rows, other=-1)[:, None] == key[None, :]).to(tl.int32)
         # Of each row: the first place of its key, and the rows before it that have the same one.
@@ -115,7 +116,7 @@ def place(keys, order, offsets, places, counts, rows, KEYS: tl.constexpr, TILE: 
     tl.store(order + at, row, mask=inside)
 
 
-BLOCK = {BLOCK}
+BLOCK = {SORT_BLOCK}
 """Rows that one program sorts; the workspace has a row for each block."""
 
 

@@ -317,7 +317,7 @@ class Arithmetic:
             return self.number(constant, dtype)
         if constant:
             total = self._sum(total, self.number(abs(constant)), constant > 0)
-        return total if total.dtype == dtype else self.convert(total, dtype)
+        return total  # maybe narrower than asked for: where that matters, `_same` widens it
 
     def _sum(self, a: Expr, b: Expr, plus: bool) -> Expr:
         low, high = a.range[0], a.range[1]

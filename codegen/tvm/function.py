@@ -14,7 +14,7 @@ from ringc.codegen.tvm.stages import Place
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
-from ringc.ir.symbols import Dim, Shape, dim_text, substitute, symbols_of
+from ringc.ir.symbols import Dim, Shape, substitute, symbols_of
 from ringc.ir.types import DType, StateType, Type
 
 RESERVED = ("T", "tvm", "main", "kernel", "range", "exp", "sigmoid", "lanes_sum", "lanes_max", "N", "B", "P", "S", "R")
@@ -84,7 +84,7 @@ class Head:
             bound |= {d.name for d in shape if isinstance(d, sympy.Symbol)}
             for dim in shape:
                 if symbols_of([dim]) <= bound:
-                    sizes[name].append(dim_text(dim))
+                    sizes[name].append(text(self.math.size(dim)))
                     continue
                 # TVM reads off a size only where it stands alone.
                 known = next((n for n, d in derived.items() if d == dim), None)

@@ -31,6 +31,9 @@ ROWS = 4
 COLUMNS = 64
 """A group of the state: so many rows of so many columns are 16 registers of 16 lanes."""
 
+HEADS = 4
+"""With fewer heads than this, a head is cut into slices, so that one sequence occupies several threads."""
+
 
 def emit_recurrent(kernel: Kernel) -> str:
     """The file's body.
@@ -59,12 +62,22 @@ class _Tiles:
     rows: int
 
 
-def _tiles(dk: int, dv: int, heads: int) -> _Tiles:
-    slices = next(s for s in range(1, dv + 1) if dv % s == 0 and dv // s <= COLUMNS and (dv % LANES or dv // s % LANES == 0))
-    if dv // slices < 8:
-        slices = 1  # no fitting divisor
+def _tiles(dk: int, dv: int, heads: int, columns: int) -> _Tiles:
+    """The cut for heads of these sizes, with slices of at most `columns`.
+
+    A narrower slice reads q and k once more and costs 20 to 40 % in time, so there are several only where a group's rows don't fit into
+    registers otherwise, where the configuration asks for them, and where a few heads would leave threads idle.
+    """
+
+    def fits(slices: int) -> bool:
+        width = dv // slices
+        return dv % slices == 0 and (slices == 1 or width % LANES == 0)
+
+    slices = next((s for s in range(1, dv + 1) if fits(s) and dv // s <= columns), 1)
+    while heads * slices < HEADS and fits(2 * slices):
+        slices *= 2
     vectors = -(-dv // slices // LANES)
-    rows = max(r for r in range(1, ROWS + 1) if dk % r == 0 and (r == 1 or r * vectors <= 20))
+    rows = max(r for r in range(1, ROWS + 1) if dk % r == 0 and (r == 1 or r * vectors <= ROWS * COLUMNS // LANES))
     return _Tiles(slices, dv // slices, rows)
 
 
@@ -79,7 +92,7 @@ class _Emitter:
             raise CodegenError(f"@{kernel.name}: kernels on the CPU compute in f32, and this one takes {op.q.tensor.dtype}")
         self.op = op
         self.heads, self.dk, self.dv = (int(d) for d in op.pool.shape)
-        self.tiles = _tiles(self.dk, self.dv, self.heads)
+        self.tiles = _tiles(self.dk, self.dv, self.heads, int(kernel.implementation.get("columns", COLUMNS)))
         inputs = (op.q, op.k, op.v, op.slopes, op.state, op.slots, op.offsets)
         names = dict(zip(inputs, ("q", "k", "v", "slopes", "state", "slots", "offsets"), strict=True))
         if len(names) != len(inputs):

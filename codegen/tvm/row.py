@@ -40,12 +40,11 @@ def emit(kernel: Kernel) -> str:
     stages = Stages(names, math, w, head.places())
     with w.indented():
         write_rows(stages, body, head.outputs, parallel=bool(kernel.implementation.get("parallel", 0)))
-    return file_text(kernel, head, w)
+    return file_text(head, w)
 
 
-def file_text(kernel: Kernel, head: Head, body: Writer) -> str:
+def file_text(head: Head, body: Writer) -> str:
     """A file's body around a function's statements."""
-    del kernel
     head.check(head.math.symbols)
     w = Writer()
     w("import tvm")

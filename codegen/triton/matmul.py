@@ -1,0 +1,293 @@
+"""Dense products: one or two weights with the same left operand, and the pointwise work behind them.
+
+Two kernels, of which the host takes one by the number of rows. For few rows (decode) the product is bound by reading the weight: it is the
+left operand of the dot, a program takes a few of its rows whole, as many programs as there are processors, with enough loads in flight.
+For more rows both sides are tiled; programs that run together share rows of the operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ringc.codegen.kernel import Kernel
+from ringc.codegen.names import Names
+from ringc.codegen.triton.elements import TRITON, Axis, Index, Tile, Tiles, power_of_two
+from ringc.codegen.triton.regions import Reader, expanded, viewed
+from ringc.codegen.triton.signature import RESERVED, Job, Tensors, decorator, head, write_jobs
+from ringc.codegen.writer import Writer
+from ringc.errors import CodegenError
+from ringc.ir.core import Block, Op, Value
+from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.symbols import Dim
+from ringc.ir.types import TensorType
+
+FEW = 16
+"""Rows up to which the weight is streamed: the narrowest side of a dot."""
+
+SOME = 128
+"""Rows up to which tiles are small, so that there are enough of them."""
+
+PROCESSORS = 128
+"""Programs wanted at least: about the number of processors of the GPUs in question (A100 108, H100 132, B200 148)."""
+
+GROUP = 8
+"""Row tiles that run together: with their column tiles they share the operands through the second-level cache."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The right operand of a product: name of its pointer, steps in memory along columns of the result and along the inner axis."""
+
+    pointer: str
+    column: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A kernel's configuration: the block of rows, of columns and of the inner axis, warps, stages of the loads' pipeline."""
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "INNER": self.inner, "STAGES": self.stages}
+
+
+class Product:
+    """What the product kernels of a region share: its anchors, sizes, and the text of their inner loop."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.name = kernel.name
+        self.tensors = Tensors(kernel)
+        self.body: Block = expanded(kernel.function.body)
+        self.pointers = self.tensors.pointers(self.body.args)
+        self.anchors: list[Op] = [op for op in self.body.ops if isinstance(op, MatMul | SegmentMatMul)]
+        if not 1 <= len(self.anchors) <= 2 or len({op.inputs()[0] for op in self.anchors}) != 1:
+            raise CodegenError(f"@{kernel.name} is no product of one left operand with one or two weights")
+        self.left = self.anchors[0].inputs()[0]
+        self.columns = _known(self.anchors[0].result.shape[-1])
+        self.inner = _known(self.left.shape[-1])
+        self.rows: Dim = self.left.shape[0]
+        self.weights = [self._weight(op) for op in self.anchors]
+        self.bytes = self.left.type.dtype.bytes
+        for value in self.body.outputs:
+            if not isinstance(value.type, TensorType) or value.shape != self.anchors[0].result.shape:
+                raise CodegenError(f"@{kernel.name} has a result that isn't the product's shape: {value}")
+
+    def _weight(self, op: Op) -> Weight:
+        source = viewed(op.inputs()[1])
+        if source is None:
+            raise CodegenError(f"@{self.name}: the weight is no argument")
+        straight = not isinstance(op, MatMul) or op.transpose_b
+        return Weight(self.pointers[source], *((self.inner, 1) if straight else (1, self.columns)))
+
+    def tiling(self, rows: int, columns: int, inner: int, warps: int, stages: int) -> Tiling:
+        """A configuration cut to the sizes; `inner` counts elements of two bytes."""
+        inner = inner * 2 // max(2, self.bytes)
+        even = self.inner & -self.inner
+        if even >= 32:
+            inner = min(inner, even)
+        inner = max(16, min(inner, power_of_two(self.inner)))
+        columns = max(16, min(columns, power_of_two(self.columns)))
+        return Tiling(rows, columns, inner, warps, stages)
+
+    def uneven(self, tilings: Sequence[Tiling]) -> bool:
+        """Whether the inner axis is no multiple of some block of it."""
+        return any(self.inner % t.inner for t in tilings)
+
+    def new_tiles(self, slots: Sequence[int], taken: Sequence[str]) -> tuple[Tiles, set[str]]:
+        """A body, and the sizes that it will have asked for."""
+        symbols: set[str] = set()
+        names = Names((*RESERVED, *self.tensors.all, "ROWS", "COLUMNS", "INNER", "STAGES", "rows", *taken))
+        return Tiles(names, self.pointers, slots, symbols.add), symbols
+
+    def loop(self, t: Tiles, *, swapped: bool, uneven: bool, x_at: str, x_mask: str, wide: str = "") -> list[str]:
+        """Lines of the inner loop; gives back the accumulators. `swapped`: the weight is the dot's left operand.
+
+        The body has defined `column`, the columns that a program reads, laid along the first axis where `swapped`, else along the last;
+        `x_at` are the places of the left operand's rows at inner index 0; `wide` is added to the weights' pointers.
+        """
+        sizes = "[COLUMNS, ROWS]" if swapped else "[ROWS, COLUMNS]"
+        accumulators: list[str] = []
+        at: list[str] = []
+        # A weight's block is always columns x inner, as it lies in memory.
+        offset = "tl.int64" if self.columns * self.inner >= 1 << 31 else ""
+        t.line("weight_row = column_read" + (f".to({offset})" if offset else ""))
+        for i, weight in enumerate(self.weights):
+            suffix = str(i) if len(self.weights) > 1 else ""
+            step = f"weight_row[:, None]{_times(weight.column)} + inner[None, :]{_times(weight.inner)}"
+            t.line(f"w{suffix}_at = {weight.pointer}{wide} + ({step})")
+            t.line(f"acc{suffix} = tl.zeros({sizes}, dtype=tl.float32)")
+            accumulators.append(f"acc{suffix}")
+            at.append(f"w{suffix}_at")
+        t.line(f"x_at = {x_at}")
+        inner_along = ("[:, None]", "[None, :]") if swapped else ("[None, :]", "[:, None]")
+        x_masks = [m for m in (x_mask, f"(start + inner < {self.inner}){inner_along[0]}" if uneven else "") if m]
+        w_mask = f", mask=(start + inner < {self.inner})[None, :], other=0.0" if uneven else ""
+        t.line(f"for start in tl.range(0, {self.inner}, INNER, num_stages=STAGES):")
+        x_load = _load(x_masks)
+        t.line(f"    x = {x_load}")
+        precision = "" if self.bytes < 4 else ', input_precision="tf32x3"'
+        for name, place, weight in zip(accumulators, at, self.weights, strict=True):
+            t.line(f"    {name.replace('acc', 'w')} = tl.load({place} + start{_times(weight.inner)}{w_mask})")
+        for name in accumulators:
+            w = name.replace("acc", "w")
+            operands = f"{w}, x" if swapped else f"x, tl.trans({w})"
+            t.line(f"    {name} = tl.dot({operands}, {name}{precision})")
+        return accumulators
+
+    def epilogue(self, t: Tiles, reader: Reader, accumulators: Sequence[str], row: Axis, column: Axis) -> None:
+        """The work behind the products, and the stores."""
+        both = frozenset((row, column))
+        for op, name in zip(self.anchors, accumulators, strict=True):
+            reader.given[op.result] = lambda _at, name=name: Tile(name, both)
+        index = [Index(((row, 1),)), Index(((column, 1),))]
+        for value, pointer in zip(self.body.outputs, self.tensors.outputs, strict=True):
+            assert isinstance(value.type, TensorType)
+            t.store(pointer, value.type.dtype, index, value.shape, t.tile(reader.read(value, index)))
+
+
+def _load(masks: Sequence[str]) -> str:
+    mask = f", mask={' & '.join(masks)}, other=0.0" if masks else ""
+    return f"tl.load(x_at + start{mask})"
+
+
+def _times(step: int) -> str:
+    return "" if step == 1 else f" * {step}"
+
+
+def _known(dim: Dim) -> int:
+    if not isinstance(dim, int):
+        raise CodegenError(f"a product needs known inner and column sizes, not {dim}")
+    return dim
+
+
+def emit(kernel: Kernel) -> str:
+    """The file of a dense product.
+
+    Raises:
+        CodegenError: the region is no product with pointwise work behind it.
+    """
+    p = Product(kernel)
+    source = viewed(p.left)
+    if source is None:
+        raise CodegenError(f"@{kernel.name}: the left operand is no argument")
+    x = p.pointers[source]
+    few, some, many = tilings(p)
+    names = {"few": f"{p.name}_few", "tiled": f"{p.name}_tiled"}
+    few_body, few_symbols = _few_body(p, x, few)
+    body, symbols = _tiled_body(p, x, [some, many])
+    sizes = sorted(few_symbols | symbols)
+    parameters = [*p.tensors.all, "rows", *sizes]
+
+    w = Writer()
+    head(w)
+    for name, tiles, note in (
+        (names["few"], few_body, f"# At most {FEW} rows: a program for COLUMNS rows of the weight."),
+        (names["tiled"], body, "# Tiles of ROWS x COLUMNS."),
+    ):
+        w("\n")
+        w(decorator(["rows", *sizes]))
+        constants = ", ".join(f"{c}: tl.constexpr" for c in few.constants)
+        with w.block(f"def {name}({', '.join(parameters)}, {constants}):"):
+            w(note)
+            tiles.scopes[0].write(w)
+    signature = p.tensors.signature(p.tensors.all, ["rows", *sizes])
+    jobs = [
+        Job(names["few"], signature, few.constants, few.warps, few.stages),
+        Job(names["tiled"], signature, some.constants, some.warps, some.stages),
+        Job(names["tiled"], signature, many.constants, many.warps, many.stages),
+    ]
+    w("\n")
+    write_jobs(w, jobs)
+    w("\n")
+    with w.block(f"def launch({', '.join(p.tensors.all)}):"):
+        w(f"rows = {p.tensors.outputs[0]}.shape[0]")
+        for line in p.tensors.size_lines(sizes):
+            w(line)
+        given = ", ".join(parameters)
+        with w.block(f"if rows <= {FEW}:"):
+            _launch(w, jobs[0], f"{-(-p.columns // few.columns)}", given)
+        with w.block(f"elif rows <= {SOME}:"):
+            _launch(w, jobs[1], _grid(p, some), given)
+        with w.block("else:"):
+            _launch(w, jobs[2], _grid(p, many), given)
+    return w.text()
+
+
+def tilings(p: Product) -> tuple[Tiling, Tiling, Tiling]:
+    """Configurations for up to 16 rows, up to 128, and more."""
+    columns = next((c for c in (64, 32) if p.columns // c >= PROCESSORS), 16)
+    # Loads in flight of a program: 64 to 96 KiB, so that 132 processors keep more than 4 MB on the way.
+    few = p.tiling(FEW, columns, 256 if columns < 64 else 128, 4, 4)
+    some = p.tiling(64, 64, 128 if len(p.anchors) == 1 else 64, 4, 4)
+    many = p.tiling(128, 128, 64, 8, 3)
+    return few, some, many
+
+
+def _launch(w: Writer, job: Job, grid: str, arguments: str) -> None:
+    constants = ", ".join(f"{k}={v}" for k, v in job.constants.items())
+    w(f"{job.kernel}[({grid},)]({arguments}, {constants}, {job.options})")
+
+
+def _grid(p: Product, tiling: Tiling) -> str:
+    return f"triton.cdiv(rows, {tiling.rows}) * {-(-p.columns // tiling.columns)}"
+
+
+def _few_body(p: Product, x: str, tiling: Tiling) -> tuple[Tiles, set[str]]:
+    t, symbols = p.new_tiles((1, 0), _LOCALS)
+    uneven, whole = p.uneven([tiling]), p.columns % tiling.columns == 0
+    t.line("columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)")
+    t.line("column_read = columns" if whole else f"column_read = tl.minimum(columns, {p.columns - 1})")
+    t.line("row = tl.arange(0, ROWS)[None, :]")
+    t.line("row_in = row < rows")
+    t.line("inner = tl.arange(0, INNER)")
+    place = f"{x} + (row * {p.inner} + inner[:, None])"
+    accumulators = p.loop(t, swapped=True, uneven=uneven, x_at=place, x_mask="row_in")
+    t.line("column = columns[:, None]")
+    if not whole:
+        t.line(f"column_in = column < {p.columns}")
+    row = Axis("row", 0, FEW - 1, slot=0, block=tiling.rows, inside="row_in")
+    column = Axis("column", 0, p.columns - 1, slot=1, block=tiling.columns, inside="" if whole else "column_in")
+    p.epilogue(t, Reader(t, {}), accumulators, row, column)
+    return t, symbols
+
+
+def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, set[str]]:
+    t, symbols = p.new_tiles((0, 1), _LOCALS)
+    uneven, whole = p.uneven(tilings), all(p.columns % c.columns == 0 for c in tilings)
+    t.line("program = tl.program_id(0)")
+    t.line(f"column_tiles = {p.columns} // COLUMNS" if whole else f"column_tiles = ({p.columns} + COLUMNS - 1) // COLUMNS")
+    t.line(f"group = program // ({GROUP} * column_tiles)")
+    t.line(f"height = tl.minimum(tl.cdiv(rows, ROWS) - group * {GROUP}, {GROUP})")
+    t.line(f"place = program % ({GROUP} * column_tiles)")
+    t.line(f"row = ((group * {GROUP} + place % height).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]")
+    t.line("row_in = row < rows")
+    t.line("columns = place // height * COLUMNS + tl.arange(0, COLUMNS)")
+    t.line("# Rows and columns behind the last are read as the last, and not stored.")
+    t.line("column_read = columns" if whole else f"column_read = tl.minimum(columns, {p.columns - 1})")
+    t.line("inner = tl.arange(0, INNER)")
+    place = f"{x} + tl.minimum(row, rows - 1) * {p.inner} + inner[None, :]"
+    accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="")
+    t.line("column = columns[None, :]")
+    if not whole:
+        t.line(f"column_in = column < {p.columns}")
+    row = Axis("row", 0, None, wide=True, slot=0, block=tilings[0].rows, inside="row_in")
+    column = Axis("column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else "column_in")
+    p.epilogue(t, Reader(t, {}), accumulators, row, column)
+    return t, symbols
+
+
+_LOCALS = (
+    "program", "column_tiles", "group", "height", "place", "row", "row_in", "columns", "column", "column_in", "column_read", "inner", "start",
+    "weight_row", "x_at", "x", "w", "w0", "w1", "w_at", "w0_at", "w1_at", "acc", "acc0", "acc1",
+)  # fmt: skip
+
+

@@ -1,0 +1,263 @@
+"""Routing on GPUs: the router's product in fp32, cut over the inner axis where rows are few, and the choice of experts, one row a program.
+
+A bf16 row times an fp32 weight runs on tensor cores without losing the weight's precision: the weight is split into two bf16 numbers,
+which keeps 16 of its 24 bits; what is left out is 2^-18 of a weight, below the rounding of an fp32 sum over the inner axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringc.codegen.kernel import Kernel
+from ringc.codegen.names import Names, argument_names
+from ringc.codegen.triton.jobs import Job, element, jobs_text, padded, pointer
+from ringc.codegen.triton.signature import RESERVED
+from ringc.errors import CodegenError
+from ringc.ir.core import Value
+from ringc.ir.ops.pointwise import Cast
+from ringc.ir.ops.products import MatMul
+from ringc.ir.ops.routing import Route
+from ringc.ir.types import DType
+from ringc.passes.schedules.routing import ROUTE_ROWS
+
+_RESERVED = (
+    *RESERVED, "pinned", "product", "choose", "experts", "weights", "partial", "rows", "parts", "steps", "few", "ROWS", "tiles",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Region:
+    """What a routing region is made of. `x` and `w` are None where it takes logits."""
+
+    op: Route
+    logits: Value | None
+    x: Value | None
+    w: Value | None
+    bias: Value | None
+
+
+def _source(kernel: Kernel, value: Value) -> Value:
+    """The argument that a value is, but for casts to a wider type."""
+    while isinstance(value.op, Cast):
+        inner = value.op.inputs()[0]
+        if inner.type.dtype.bytes > value.type.dtype.bytes:
+            raise CodegenError(f"@{kernel.name}: routing doesn't narrow {inner.type} to {value.type}")
+        value = inner
+    if value.op is not None:
+        raise CodegenError(f"@{kernel.name}: this template takes a product and its route, not {value.op.name}")
+    return value
+
+
+def _region(kernel: Kernel) -> _Region:
+    body = kernel.function.body
+    found = [op for op in body.ops if isinstance(op, Route)]
+    if len(found) != 1 or list(found[0].results) != list(body.outputs):
+        raise CodegenError(f"@{kernel.name}: this template takes one route, whose results are the region's outputs")
+    (op,) = found
+    bias = None if op.bias is None else _source(kernel, op.bias)
+    product = op.logits.op
+    if not isinstance(product, MatMul):
+        return _Region(op, _source(kernel, op.logits), None, None, bias)
+    if not product.transpose_b:
+        raise CodegenError(f"@{kernel.name}: the router's weight stands as [inner, experts], and this template wants [experts, inner]")
+    return _Region(op, None, _source(kernel, product.a), _source(kernel, product.b), bias)
+
+
+def emit(kernel: Kernel) -> str:
+    """`triton.route`: [widening casts, a product with the router's weight,] and the route. The workspace is f32[max(N, 4096), E].
+
+    Raises:
+        CodegenError: the region is made of something else.
+    """
+    region = _region(kernel)
+    op, body = region.op, kernel.function.body
+    names = Names(_RESERVED)
+    arguments = argument_names(body, names)
+    groups, keep = (op.groups, op.keep) if op.keep < op.groups else (1, 1)
+    each = op.experts // groups
+    logits = DType.F32 if region.logits is None else region.logits.type.dtype
+    choose = Job(
+        "choose",
+        {"logits": pointer(logits)}
+        | ({} if region.bias is None else {"bias": pointer(region.bias.type)})
+        | {"experts": "*i32", "weights": pointer(op.results[1].type), "rows": "i32", "parts": "i32"},
+        {
+            "GROUPS": groups, "EACH": each, "GROUP_TILE": padded(groups, 1), "EACH_TILE": padded(each, 1),
+            "TOP_K": op.top_k, "TOP_TILE": padded(op.top_k, 1),
+        },
+        num_warps=1 if padded(groups, 1) * padded(each, 1) <= 512 else 4,
+        num_stages=1,
+    )  # fmt: skip
+    bias = "" if region.bias is None else f", {names[region.bias]}"
+    if region.logits is not None:
+        text = _choose(region, groups, keep, element(logits))
+        given = names[region.logits]
+        return f'''import triton
+import triton.language as tl
+
+{jobs_text([choose])}
+
+
+{text}
+
+
+def launch({", ".join(arguments)}, experts, weights):
+    rows = {given}.shape[0]
+    choose[(rows,)]({given}{bias}, experts, weights, rows, 1, **pinned(JOBS[0]))
+'''
+    assert region.x is not None and region.w is not None
+    inner = int(region.x.shape[1])
+    parts = region.x.type.dtype is DType.BF16 and region.w.type.dtype is DType.F32
+    jobs = [_product_job(region, inner, few) for few in (True, False)]
+    few, many = ({k: int(j.constants[k] or 0) for k in ("BLOCK_N", "BLOCK_E", "BLOCK_K")} for j in jobs)
+    x, w = names[region.x], names[region.w]
+    return f'''import triton
+import triton.language as tl
+
+{jobs_text([*jobs, choose])}
+
+
+{_product(region, inner, few, parts)}
+
+
+{_choose(region, groups, keep, element(op.logits.type))}
+
+
+ROWS = {ROUTE_ROWS}
+"""Rows of partial logits that the workspace holds at least."""
+
+
+def launch({", ".join(arguments)}, experts, weights, partial):
+    rows = {x}.shape[0]
+    if rows == 0:
+        return
+    few = rows <= {few["BLOCK_N"]}
+    block_n, block_e, block_k = {tuple(few.values())} if few else {tuple(many.values())}
+    tiles = -(-rows // block_n) * -(-{op.experts} // block_e)
+    steps = -(-{inner} // block_k)
+    # As many parts of the inner axis as fill the processors, fit the workspace, and have something to do.
+    parts = max(1, min(steps, ROWS // rows, -(-128 // tiles)))
+    steps = -(-steps // parts)
+    product[(-(-rows // block_n), -(-{op.experts} // block_e), parts)]({x}, {w}, partial, rows, steps, **pinned(JOBS[0 if few else 1]))
+    choose[(rows,)](partial{bias}, experts, weights, rows, parts, **pinned(JOBS[2]))
+'''
+
+
+def _product_job(region: _Region, inner: int, few: bool) -> Job:
+    """The configuration for at most 16 rows, or for more."""
+    assert region.x is not None and region.w is not None
+    signature = {"x": pointer(region.x.type), "w": pointer(region.w.type), "partial": "*fp32", "rows": "i32", "steps": "i32"}
+    experts = padded(region.op.experts)
+    narrow = region.x.type.dtype.bytes == 2
+    sizes = {"INNER": inner, "EXPERTS": region.op.experts}
+    if few:
+        sizes |= {"BLOCK_N": 16, "BLOCK_E": min(32, experts), "BLOCK_K": min(128 if narrow else 64, padded(inner))}
+        return Job("product", signature, sizes, num_warps=4, num_stages=2)
+    sizes |= {"BLOCK_N": 128 if narrow else 32, "BLOCK_E": min(128 if narrow else 32, experts), "BLOCK_K": min(64 if narrow else 32, padded(inner))}
+    return Job("product", signature, sizes, num_warps=8, num_stages=2)
+
+
+def _product(region: _Region, inner: int, block: dict[str, int], split: bool) -> str:
+    assert region.x is not None and region.w is not None
+    inner_mask = inner % 128 != 0
+    expert_mask = region.op.experts % 128 != 0
+    x_mask = "(row < rows)[:, None]" + (" & (at + k < INNER)[None, :]" if inner_mask else "")
+    # The last part may end behind the inner axis.
+    w_terms = ["(at + k < INNER)[None, :]"] * inner_mask + ["(expert < EXPERTS)[:, None]"] * expert_mask
+    w_mask = f", mask={' & '.join(w_terms)}, other=0.0" if w_terms else ""
+    if split:
+        step = """high = w_tile.to(tl.bfloat16)
+        low = (w_tile - high.to(tl.float32)).to(tl.bfloat16)
+        acc = tl.dot(x_tile, tl.trans(low), acc)
+        acc = tl.dot(x_tile, tl.trans(high), acc)"""
+    elif region.x.type.dtype == region.w.type.dtype:
+        step = 'acc = tl.dot(x_tile, tl.trans(w_tile), acc, input_precision="ieee")'
+    else:
+        step = 'acc = tl.dot(x_tile.to(tl.float32), tl.trans(w_tile.to(tl.float32)), acc, input_precision="ieee")'
+    store = "(row < rows)[:, None]" + (" & (expert < EXPERTS)[None, :]" if expert_mask else "")
+    return f'''@triton.jit(do_not_specialize=["rows", "steps"])
+def product(
+    x, w, partial, rows, steps,
+    INNER: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    """Part `program_id(2)` of x w^T: the sum over `steps` blocks of the inner axis. partial: [parts, rows, EXPERTS]."""
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    expert = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    part = tl.program_id(2)
+    at = tl.arange(0, BLOCK_K)
+    x_at = x + row[:, None].to(tl.int64) * INNER + at[None, :]
+    w_at = w + expert[:, None] * INNER + at[None, :]
+    acc = tl.zeros([BLOCK_N, BLOCK_E], dtype=tl.float32)
+    begin = part * steps * BLOCK_K
+    for k in range(begin, tl.minimum(begin + steps * BLOCK_K, INNER), BLOCK_K):
+        x_tile = tl.load(x_at + k, mask={x_mask}, other=0.0)
+        w_tile = tl.load(w_at + k{w_mask})
+        {step}
+    partial_at = (part.to(tl.int64) * rows + row[:, None]) * EXPERTS + expert[None, :]
+    tl.store(partial + partial_at, acc, mask={store})'''
+
+
+def _choose(region: _Region, groups: int, keep: int, logit: str) -> str:
+    op = region.op
+    lines: list[str] = []
+    put = lines.append
+    bias = "" if region.bias is None else " bias,"
+    put('@triton.jit(do_not_specialize=["rows", "parts"])')
+    put("def choose(")
+    put(f"    logits,{bias} experts, weights, rows, parts,")
+    put("    GROUPS: tl.constexpr, EACH: tl.constexpr, GROUP_TILE: tl.constexpr, EACH_TILE: tl.constexpr,")
+    put("    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,")
+    put("):")
+    put('    """One row: the largest score + bias among the best groups, the lower expert first among equals. logits: [parts, rows, experts]."""')
+    put("    row = tl.program_id(0).to(tl.int64)")
+    put("    group = tl.arange(0, GROUP_TILE)")
+    put("    member = tl.arange(0, EACH_TILE)")
+    put("    number = group[:, None] * EACH + member[None, :]")
+    put("    real = (group < GROUPS)[:, None] & (member < EACH)[None, :]")
+    put("    x = tl.zeros([GROUP_TILE, EACH_TILE], dtype=tl.float32)")
+    put("    for part in range(parts):")
+    put("        at = (part * rows + row) * (GROUPS * EACH) + number")
+    put("        x += tl.load(logits + at, mask=real, other=0.0).to(tl.float32)")
+    if logit != "tl.float32" and region.logits is None:
+        put(f"    x = x.to({logit}).to(tl.float32)")
+    if op.score == "sigmoid":
+        put("    p = 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634))")
+    else:
+        put('    x = tl.where(real, x, float("-inf"))')
+        put("    p = tl.exp2((x - tl.max(tl.max(x, 1), 0)) * 1.4426950408889634)")
+        put("    p = p / tl.sum(tl.sum(p, 1), 0)")
+    biased = "p" if region.bias is None else "p + tl.load(bias + number, mask=real, other=0.0).to(tl.float32)"
+    put(f'    score = tl.where(real, {biased}, float("-inf"))')
+    if keep < groups:
+        dropped = 'float("-inf")' if op.dropped == float("-inf") else repr(op.dropped)
+        put(f"    # A group counts by its {op.group_top} largest scores; {keep} of {groups} groups stay.")
+        put("    left = score")
+        put("    total = tl.zeros([GROUP_TILE], dtype=tl.float32)")
+        put(f"    for _ in tl.static_range({op.group_top}):")
+        put("        total += tl.max(left, 1)")
+        put('        left = tl.where(member[None, :] == tl.argmax(left, 1)[:, None], float("-inf"), left)')
+        put('    total = tl.where(group < GROUPS, total, float("-inf"))')
+        put("    kept = tl.zeros([GROUP_TILE], dtype=tl.int32)")
+        put(f"    for _ in tl.static_range({keep}):")
+        put("        hit = group == tl.argmax(total, 0)")
+        put("        kept = tl.where(hit, 1, kept)")
+        put('        total = tl.where(hit, float("-inf"), total)')
+        put(f"    score = tl.where(kept[:, None] > 0, score, tl.where(real, {dropped}, float(\"-inf\")))")
+    put("    score = tl.reshape(score, [GROUP_TILE * EACH_TILE])")
+    put("    p = tl.reshape(p, [GROUP_TILE * EACH_TILE])")
+    put("    number = tl.reshape(number, [GROUP_TILE * EACH_TILE])")
+    put("    place = tl.arange(0, GROUP_TILE * EACH_TILE)")
+    put("    rank = tl.arange(0, TOP_TILE)")
+    put("    chosen = tl.zeros([TOP_TILE], dtype=tl.int32)")
+    put("    weight = tl.zeros([TOP_TILE], dtype=tl.float32)")
+    put("    for i in tl.static_range(TOP_K):")
+    put("        hit = place == tl.argmax(score, 0)")
+    put("        chosen = tl.where(rank == i, tl.sum(tl.where(hit, number, 0), 0), chosen)")
+    put("        weight = tl.where(rank == i, tl.sum(tl.where(hit, p, 0.0), 0), weight)")
+    put('        score = tl.where(hit, float("-inf"), score)')
+    if op.normalize:
+        put(f"    weight = weight / (tl.sum(weight, 0) + {op.eps!r})")
+    scaled = "weight" if op.factor == 1.0 else f"weight * {op.factor!r}"
+    put("    tl.store(experts + row * TOP_K + rank, chosen, mask=rank < TOP_K)")
+    put(f"    tl.store(weights + row * TOP_K + rank, ({scaled}).to(weights.dtype.element_ty), mask=rank < TOP_K)")
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""A tile of a product: some rows of the left operand times one panel of a packed weight, with what is done to the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+from ringc.codegen.tvm.elements import Expr, text
+from ringc.codegen.tvm.stages import LANES, Place, Stages
+from ringc.errors import CodegenError
+from ringc.ir.core import Block, Value
+from ringc.ir.symbols import Dim
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product's result, and how its weight is read at `[column, k]`."""
+
+    result: Value
+    weight: Place
+
+
+class Tile:
+    """Writes the statements of one tile.
+
+    Args:
+        stages: reads what is in front of the products and behind them.
+        rows: of the tile.
+        block: columns of a panel.
+        i: the row's number in the tile, a loop variable (0 where there is one row).
+        panel: the panel's number.
+    """
+
+    def __init__(self, stages: Stages, rows: int, block: int, i: Expr, panel: Expr) -> None:
+        self.stages, self.math, self.w, self.names = stages, stages.math, stages.w, stages.names
+        self.rows, self.block, self.i, self.panel = rows, block, i, panel
+        self.sums: dict[Value, str] = {}
+
+    def multiply(self, products: Sequence[Product], left: Callable[[Expr], Expr], inner: Dim) -> None:
+        """Sum `left(k) * weight(column, k)` over k for each product."""
+        math, w = self.math, self.w
+        if not isinstance(inner, int):
+            raise CodegenError("the inner size of a product is a known number")
+        k = math.variable(self.stages.role("k"), 0, inner - 1)
+        lane = math.variable(self.stages.role("l"), 0, self.block - 1)
+        column = math.apply("add", math.apply("mul", self.panel, math.number(self.block)), lane)
+        terms: list[tuple[str, str]] = []
+        for product in products:
+            value = product.result
+            name = self.names.fresh(value.name if value.name and not value.name.isdigit() else "sums")
+            self.sums[value] = name
+            mine = math.load(name, self._at(lane), value.type.dtype)
+            sizes = f"{self.rows}, {self.block}" if self.rows > 1 else f"{self.block},"
+            w(f'{name} = T.alloc_buffer(({sizes}), "float32", scope="global", annotations={{"disable_lower_builtin": True}})')
+            added = math.apply("add", mine, math.apply("mul", left(k), product.weight([column, k])))
+            terms.append((text(mine), f"{text(mine)} = {text(added)}"))
+        for name, _ in terms:
+            with self._row(), w.block(f"for {lane.what} in T.vectorized({self.block}):"):
+                w(f"{name} = T.float32(0)")
+        # One row's sums fill few registers, so all products go through K together; more rows take a turn each.
+        for group in [terms] if self.rows == 1 else [[term] for term in terms]:
+            with w.block(f"for {k.what} in range({inner}):"), self._row(), w.block(f"for {lane.what} in T.vectorized({self.block}):"):
+                for _, statement in group:
+                    w(statement)
+
+    def store(self, body: Block, outputs: Mapping[int, str], row: Expr, width: int, limit: Expr | None) -> None:
+        """Store the region's outputs at a row, if it is below the limit, and the panel's columns, as far as there are any."""
+        math, w = self.math, self.w
+        below = w.block(f"if {text(row)} < {text(limit)}:") if limit is not None else nullcontext()
+        with self._row(unroll=False), below:
+            whole, rest = divmod(width, self.block)
+            if whole == 0 or rest == 0:
+                self._columns(body, outputs, row, self.panel, 0, rest or self.block)
+                return
+            with w.block(f"if {self.panel.what} < {whole}:"):
+                self._columns(body, outputs, row, self.panel, 0, self.block)
+            with w.block("else:"):
+                self._columns(body, outputs, row, math.number(whole), 0, rest)
+
+    def _columns(self, body: Block, outputs: Mapping[int, str], row: Expr, panel: Expr, start: int, stop: int) -> None:
+        """Store columns of a panel, in vectors of a power of two."""
+        math = self.math
+        base = math.apply("mul", panel, math.number(self.block))
+        while start < stop:
+            count = stop - start
+            lanes = self.block if count == self.block else min(LANES, 1 << (count.bit_length() - 1))
+            lane = math.variable(self.stages.role("l"), 0, lanes - 1) if lanes > 1 else math.number(0)
+            column = math.apply("add", math.apply("add", base, math.number(start)), lane)
+            for value, name in self.sums.items():
+                self.stages.place(value, self._reader(value, name, row, base))
+            for i, output in outputs.items():
+                value = body.outputs[i]
+                target = f"{output}[{text(row)}, {text(column)}]"
+                made = self.stages.element(value, [row, column])
+                dtype = math.load(output, [], value.type.dtype)
+                stored = dtype.args[0].dtype if dtype.op == "cast" else dtype.dtype
+                self.stages.statement(made, lambda e, target=target: f"{target} = {e}", lane if lanes > 1 else None, stored)  # type: ignore[misc]
+            start += lanes
+
+    def _reader(self, value: Value, name: str, row: Expr, base: Expr) -> Place:
+        def read(at: Sequence[Expr]) -> Expr:
+            if at[0] is not row:
+                raise CodegenError("what follows a product must read it at its own place")
+            return self.math.load(name, self._at(self.math.apply("sub", at[1], base)), value.type.dtype)
+
+        return read
+
+    def _at(self, lane: Expr) -> list[Expr]:
+        return [self.i, lane] if self.rows > 1 else [lane]
+
+    @contextmanager
+    def _row(self, unroll: bool = True) -> Iterator[None]:
+        """A loop over the tile's rows."""
+        if self.rows == 1:
+            yield
+            return
+        kind = "T.unroll" if unroll else "range"
+        with self.w.block(f"for {self.i.what} in {kind}({self.rows}):"):
+            yield

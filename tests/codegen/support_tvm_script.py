@@ -1,0 +1,73 @@
+"""Kernels of TVM script, built and run against the fp64 reference of the same IR text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ringc.codegen.emit import emit
+from ringc.codegen.kernel import Kernel, kernel_of
+from ringc.codegen.packing import pack
+from ringc.codegen.tvm.build import compile_kernel
+from ringc.ir.core import Env
+from ringc.ir.interpret import bind_sizes, run_block
+from ringc.ir.symbols import evaluate
+from ringc.ir.text_parse import parse_module
+from ringc.ir.types import TensorType
+from ringc.runtime.tvm_backend import Kernel as Loaded
+from ringc.runtime.tvm_backend import load
+
+SYMBOLS = "".join(f"symbol {name} >= 0\n" for name in "BNPRS")
+
+
+def kernel(function: str, implementation: str) -> Kernel:
+    """The kernel of a function's text, `func @name(...) { ... }`, made by an implementation."""
+    (found,) = parse_module(f"module @test level kernel\n{SYMBOLS}{function}").functions.values()
+    family = implementation.removeprefix("tvm.").partition("{")[0]
+    found.notes |= {"family": family.removesuffix("_recurrent").removesuffix("_chunked"), "implementation": implementation}
+    return kernel_of(found)
+
+
+class Built:
+    """A kernel, loaded as the runtime does it."""
+
+    def __init__(self, kernel: Kernel, folder: Path) -> None:
+        self.kernel = kernel
+        self.built = compile_kernel(emit(kernel).text, kernel.name)
+        path = folder / f"{kernel.name}.ll"
+        path.write_bytes(self.built.files[".ll"])
+        self.launch: Loaded = load(path)
+
+    def results(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Results in the order of the function's, outputs poisoned first; `inputs`, in logical layout, stay as they are."""
+        body = self.kernel.function.body
+        sizes = bind_sizes(body.args, inputs)
+        given = []
+        for arg, x in zip(body.args, inputs, strict=True):
+            blocks = arg.type.layout.blocks if isinstance(arg.type, TensorType) else ()
+            given.append(pack(x, blocks) if blocks else x.clone())
+        made = [torch.empty([evaluate(d, sizes) for d in t.shape], dtype=t.dtype.torch) for t in self.kernel.outputs]
+        for x in made:
+            x.fill_(float("nan") if x.is_floating_point() else 2**30 - 1)
+        self.launch(*given, *made)
+        outputs = iter(made)
+        in_place = self.kernel.in_place
+        return [given[in_place[i]] if i in in_place else next(outputs) for i in range(len(body.outputs))]
+
+    def check(self, inputs: Sequence[torch.Tensor], tolerance: float = 2e-5) -> None:
+        """Floats are near the reference, relative to its largest element; integers are equal to it."""
+        body = self.kernel.function.body
+        wanted = run_block(body, inputs, Env(bind_sizes(body.args, inputs), torch.float64))
+        for i, (mine, theirs) in enumerate(zip(self.results(inputs), wanted, strict=True)):
+            if not mine.is_floating_point():
+                assert torch.equal(mine, theirs.to(mine.dtype)), f"result {i} differs"
+            elif mine.numel():
+                error = float((mine.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+                assert error < tolerance, f"result {i}: relative error {error:.2e}"
+
+
+def offsets_of(lengths: Sequence[int]) -> torch.Tensor:
+    """i32[B + 1]"""
+    return torch.tensor([0, *lengths]).cumsum(0).int()

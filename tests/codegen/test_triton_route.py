@@ -1,0 +1,143 @@
+"""Routing and sorting by Triton: in the interpreter against the reference, and what ptxas says of ring-mini's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from ringc.codegen.emit import emit
+from ringc.codegen.kernel import Kernel
+from ringc.codegen.triton.aot import compile_many
+from ringc.codegen.triton.interpret import InterpreterWorker
+from ringc.codegen.triton.jobs import compile_jobs
+from ringc.errors import CodegenError
+from ringc.ir.ops.routing import Route
+from ringc.passes.schedules.routing import route_workspace, sort_workspace
+from tests.codegen.support_kernels import check, check_golden, kernel
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[InterpreterWorker]:
+    with InterpreterWorker() as made:
+        yield made
+
+
+def router(experts: int, inner: int, attributes: str, *, bias: bool = True, dtype: str = "f32") -> Kernel:
+    """A router's product and its route. Rows of another type than the weight's are cast, as the front end writes it."""
+    cast, x = ("", "%x") if dtype == "f32" else (f"  %wide = cast(%x) {{dtype = f32}} : f32[N / B, {inner}]\n", "%wide")
+    top_k = int(attributes.partition("top_k = ")[2].partition(",")[0])
+    function = f"""
+func @router(%x: {dtype}[N / B, {inner}], %gate: f32[{experts}, {inner}]{f", %bias: f32[{experts}]" if bias else ""}) {{
+{cast}  %logits = matmul({x}, %gate) {{transpose_b = true, out = f32}} : f32[N / B, {experts}]
+  %experts, %weights = route(%logits, {"%bias" if bias else "_"}) {{{attributes}}} : i32[N / B, {top_k}], f32[N / B, {top_k}]
+  return %experts, %weights
+}}"""
+    made = kernel(function, "triton.route")
+    made.function.notes["workspace"] = route_workspace(made.function.body)
+    return made
+
+
+def chooser(experts: int, attributes: str) -> Kernel:
+    """A route of logits."""
+    top_k = int(attributes.partition("top_k = ")[2].partition(",")[0])
+    return kernel(
+        f"""
+func @chooser(%logits: f32[N, {experts}], %bias: f32[{experts}]) {{
+  %experts, %weights = route(%logits, %bias) {{{attributes}}} : i32[N, {top_k}], f32[N, {top_k}]
+  return %experts, %weights
+}}""",
+        "triton.route",
+    )
+
+
+def sorter(keys: int) -> Kernel:
+    made = kernel(
+        f"""
+func @sorter(%keys: i32[R]) {{
+  %order, %offsets, %places = sort_by_key(%keys) {{num_keys = {keys}}} : i32[R / {keys}], i32[{keys + 1}], i32[R]
+  return %order, %offsets, %places
+}}""",
+        "triton.sort",
+    )
+    (op,) = made.function.body.ops
+    made.function.notes["workspace"] = sort_workspace(op)  # type: ignore[arg-type]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("experts", "inner", "attributes"),
+    [
+        (32, 64, "top_k = 4, groups = 4, keep = 2, factor = 2.5"),
+        (64, 48, "top_k = 8, groups = 8, keep = 4, group_top = 3, normalize = false"),
+        (24, 80, "top_k = 3, groups = 6, keep = 2, dropped = 0.0"),
+        (20, 32, "top_k = 5, groups = 5, keep = 5"),
+        (160, 64, 'top_k = 6, score = "softmax", factor = 16.0, normalize = false'),
+        (12, 16, 'top_k = 1, score = "softmax", groups = 3, keep = 1, group_top = 1'),
+    ],
+)
+def test_experts_and_weights(worker: InterpreterWorker, tmp_path: Path, experts: int, inner: int, attributes: str) -> None:
+    made = router(experts, inner, attributes)
+    for rows in (1, 5, 40):
+        given = [torch.randn(rows, inner), torch.randn(experts, inner) * inner**-0.5, torch.randn(experts) * 0.1]
+        check(worker, tmp_path, made, given)
+
+
+def test_without_a_bias(worker: InterpreterWorker, tmp_path: Path) -> None:
+    made = router(32, 64, "top_k = 4, groups = 4, keep = 2", bias=False)
+    check(worker, tmp_path, made, [torch.randn(7, 64), torch.randn(32, 64) * 0.1])
+
+
+def test_without_rows(worker: InterpreterWorker, tmp_path: Path) -> None:
+    check(worker, tmp_path, router(32, 64, "top_k = 4"), [torch.randn(0, 64), torch.randn(32, 64), torch.randn(32)])
+
+
+@pytest.mark.parametrize("attributes", ["top_k = 4", "top_k = 4, groups = 4, keep = 2", "top_k = 3, groups = 3, keep = 2, dropped = 0.0"])
+def test_of_equals_the_lower_expert_wins(worker: InterpreterWorker, tmp_path: Path, attributes: str) -> None:
+    logits = torch.randint(-1, 2, (60, 24)).float()
+    check(worker, tmp_path, chooser(24, attributes), [logits, torch.zeros(24)])
+
+
+def test_dropped_groups_may_win_where_they_count_as_zero(worker: InterpreterWorker, tmp_path: Path) -> None:
+    bias = torch.full((16,), -3.0)
+    check(worker, tmp_path, chooser(16, "top_k = 4, groups = 4, keep = 1, dropped = 0.0"), [torch.randn(9, 16), bias])
+
+
+@pytest.mark.parametrize("keys", [1, 3, 16, 40, 256])
+@pytest.mark.parametrize("rows", [0, 1, 15, 511, 512, 513])
+def test_sort(worker: InterpreterWorker, tmp_path: Path, keys: int, rows: int) -> None:
+    check(worker, tmp_path, sorter(keys), [torch.randint(0, keys, (rows,), dtype=torch.int32)])
+
+
+def test_sort_of_many_blocks_with_keys_that_nothing_has(worker: InterpreterWorker, tmp_path: Path) -> None:
+    rows = torch.randint(0, 5, (10_000,), dtype=torch.int32) * 7
+    check(worker, tmp_path, sorter(40), [rows])
+
+
+def test_other_regions_are_refused() -> None:
+    made = router(32, 64, "top_k = 4")
+    made.function.body.set_outputs(list(made.function.body.outputs)[:1])
+    with pytest.raises(CodegenError, match="route"):
+        emit(made)
+    assert isinstance(made.function.body.ops[-1], Route)
+
+
+RING_MINI = {
+    "route": router(256, 2048, "top_k = 8, groups = 8, keep = 4, factor = 2.5", dtype="bf16"),
+    "sort": sorter(256),
+}
+
+
+@pytest.mark.parametrize("name", RING_MINI)
+def test_golden(name: str) -> None:
+    check_golden(f"triton_{name}", emit(RING_MINI[name]).text)
+
+
+@pytest.mark.parametrize("name", RING_MINI)
+def test_nothing_spills_at_ring_mini_sizes(name: str) -> None:
+    for made in compile_many(compile_jobs(emit(RING_MINI[name]).text, name, 90)):
+        assert not made.resources.spills, f"{made.name}: {made.resources}"

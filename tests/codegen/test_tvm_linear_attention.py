@@ -1,0 +1,125 @@
+"""Linear attention by TVM: both forms against fp64, for every shape of a batch and of a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("tvm")
+
+from ringc.codegen.emit import emit
+from ringc.codegen.kernel import Kernel
+from ringc.errors import CodegenError
+from tests.codegen.support_kernels import check_golden
+from tests.codegen.support_tvm_script import Built, kernel, offsets_of
+
+FORMS = ("tvm.linear_recurrent", "tvm.linear_chunked{chunk=16}")
+
+
+def mixer(heads: int, dk: int, dv: int, implementation: str, dtype: str = "f32") -> Kernel:
+    rows, pool = f"{dtype}[N / B, {heads}", f"state<f32[P; {heads}, {dk}, {dv}]>"
+    return kernel(
+        f"""
+func @mixer(%q: {rows}, {dk}], %k: {rows}, {dk}], %v: {rows}, {dv}], %slopes: f32[{heads}], %state: {pool}, %slots: i32[B], %offsets: i32[B + 1]) {{
+  %o, %after = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {{scale = 0.3}} : {rows}, {dv}], {pool}
+  return %o, %after
+}}""",
+        implementation,
+    )
+
+
+Make = Callable[[int, int, int, str], Built]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    folder: Callable[[], Path] = lambda: tmp_path_factory.mktemp("kernel")
+    return cache(lambda heads, dk, dv, implementation: Built(mixer(heads, dk, dv, implementation), folder()))
+
+
+def inputs(
+    heads: int, dk: int, dv: int, lengths: Sequence[int], nobody: Sequence[int] = (), slopes: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """A batch of sequences of these lengths in slots in any order; those in `nobody` have none."""
+    n, pool = sum(lengths), len(lengths) + 2
+    slots = torch.randperm(pool)[: len(lengths)].int()
+    slots[list(nobody)] = -1
+    slopes = 2.0 ** -torch.arange(heads) if slopes is None else slopes
+    made = [torch.randn(n, heads, dk), torch.randn(n, heads, dk), torch.randn(n, heads, dv), slopes]
+    return [*made, torch.randn(pool, heads, dk, dv), slots, offsets_of(lengths)]
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+@pytest.mark.parametrize(
+    ("heads", "dk", "dv"), [(4, 32, 32), (2, 64, 64), (3, 20, 33), (1, 9, 130), (5, 36, 16)], ids=lambda x: str(x)
+)
+def test_head_sizes(make: Make, heads: int, dk: int, dv: int, implementation: str) -> None:
+    built = make(heads, dk, dv, implementation)
+    built.check(inputs(heads, dk, dv, [7, 0, 35, 1, 16], nobody=[3]))
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+@pytest.mark.parametrize(
+    ("lengths", "nobody"),
+    [([1], []), ([1] * 9, [4]), ([0, 0], []), ([130], []), ([130], [0]), ([64, 17, 0, 1, 15], [1]), ([16, 32], [])],
+    ids=str,
+)
+def test_batches(make: Make, lengths: list[int], nobody: list[int], implementation: str) -> None:
+    make(4, 32, 32, implementation).check(inputs(4, 32, 32, lengths, nobody))
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+def test_nothing_at_all(make: Make, implementation: str) -> None:
+    given = inputs(4, 32, 32, [])
+    after = make(4, 32, 32, implementation).results(given)[1]
+    assert torch.equal(after, given[4])
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+def test_any_decay(make: Make, implementation: str) -> None:
+    """None at all, hardly any, at the bound of the chunked form, just past it, and all at once."""
+    slopes = torch.tensor([0.0, 1e-6, 3.74, 3.76])
+    make(4, 32, 32, implementation).check(inputs(4, 32, 32, [70, 3], slopes=slopes))
+    slopes = torch.tensor([80.0, 200.0, 0.7, 12.0])
+    make(4, 32, 32, implementation).check(inputs(4, 32, 32, [70, 3], slopes=slopes))
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+def test_other_slots_stay(make: Make, implementation: str) -> None:
+    given = inputs(4, 32, 32, [5, 40], nobody=[0])
+    after = make(4, 32, 32, implementation).results(given)[1]
+    others = [s for s in range(given[4].shape[0]) if s != int(given[5][1])]
+    assert torch.equal(after[others], given[4][others])
+    assert not torch.equal(after[given[5][1]], given[4][given[5][1]])
+
+
+def test_misaligned_tensors(make: Make) -> None:
+    """A tensor may begin at any of its elements."""
+    built = make(4, 32, 32, FORMS[0])
+    given = inputs(4, 32, 32, [3, 2])
+    want = built.results(given)
+    shifted = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in given]
+    assert shifted[0].data_ptr() % 64 == 4
+    o = torch.cat([want[0].new_zeros(1), want[0].flatten()])[1:].view(want[0].shape).fill_(float("nan"))
+    built.launch(*shifted, o)
+    assert torch.equal(o, want[0]) and torch.equal(shifted[4], want[1])
+
+
+def test_narrow_types_are_refused() -> None:
+    with pytest.raises(CodegenError, match="f32"):
+        emit(mixer(4, 32, 32, FORMS[0], "bf16"))
+
+
+def test_no_workspace_in_decoding(make: Make) -> None:
+    """What is taken from the heap is taken once a task, and decoding takes nothing."""
+    assert make(4, 32, 32, FORMS[0]).built.resources["heap_workspaces"] == 0
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+def test_golden(implementation: str) -> None:
+    name = implementation.partition("{")[0].replace(".", "_")
+    check_golden(name, emit(mixer(4, 32, 32, implementation)).text)

@@ -1,0 +1,227 @@
+"""The whole model against the reference, in one piece and in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ringc
+from ringc.errors import RunError
+from ringc.model_defs import load_spec
+from ringc.runtime.model import Model
+from tests.reference.ring_linear import RingConfig, forward
+from tests.runtime.models import reference_config, reference_weights
+
+TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def config() -> RingConfig:
+    return reference_config(load_spec("ring-tiny"))
+
+
+@pytest.fixture(scope="module")
+def weights(config: RingConfig) -> dict[str, torch.Tensor]:
+    return reference_weights(config, 0)
+
+
+@pytest.fixture(scope="module")
+def text(config: RingConfig, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """60 ids and the reference's logits after each."""
+    ids = torch.randint(0, config.vocab_size, (60,), generator=torch.Generator().manual_seed(7))
+    return ids, forward(config, weights, ids).logits
+
+
+def error(made: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert made.shape == wanted.shape
+    assert made.dtype == torch.float32
+    return float((made.double() - wanted).abs().max())
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 60])
+def test_logits_equal_the_reference(tiny: Model, text: tuple[torch.Tensor, torch.Tensor], tokens: int) -> None:
+    ids, wanted = text
+    assert error(tiny(ids[None, :tokens])[0], wanted[:tokens]) < TOLERANCE
+
+
+def test_a_ragged_batch_equals_its_sequences(
+    tiny: Model, config: RingConfig, weights: dict[str, torch.Tensor], generator: torch.Generator
+) -> None:
+    ids = torch.randint(0, config.vocab_size, (4, 33), generator=generator)
+    lengths = [33, 1, 17, 20]
+    made = tiny(ids, lengths=lengths)
+    for row, n, got in zip(ids, lengths, made, strict=True):
+        assert error(got[:n], forward(config, weights, row[:n]).logits) < TOLERANCE
+        assert not got[n:].any()
+
+
+@given(cuts=st.lists(st.integers(1, 59), max_size=4, unique=True), decoded=st.integers(0, 5))
+def test_prefill_cut_anywhere_then_decode(
+    tiny: Model, text: tuple[torch.Tensor, torch.Tensor], cuts: list[int], decoded: int
+) -> None:
+    ids, wanted = text
+    total = len(ids) - decoded
+    ends = [*sorted(c for c in cuts if c < total), total]
+    cache = tiny.new_cache(1, len(ids))
+    start = 0
+    for end in ends:
+        made = tiny.prefill(ids[None, start:end], cache)
+        assert error(made[0], wanted[end - 1]) < TOLERANCE
+        start = end
+    for t in range(total, len(ids)):
+        assert error(tiny.decode(ids[t : t + 1], cache)[0], wanted[t]) < TOLERANCE
+    assert cache.lengths.tolist() == [len(ids)]
+
+
+def test_slots_are_independent_and_can_be_used_again(
+    tiny: Model, config: RingConfig, weights: dict[str, torch.Tensor], generator: torch.Generator
+) -> None:
+    ids = torch.randint(0, config.vocab_size, (3, 12), generator=generator)
+    wanted = [forward(config, weights, row).logits for row in ids]
+    cache = tiny.new_cache(4, 20)
+    tiny.prefill(ids[:2, :6], cache, slots=[3, 1])
+    tiny.prefill(ids[2:, :4], cache, slots=[0])
+    assert cache.lengths.tolist() == [4, 6, 0, 6]
+    made = tiny.prefill(ids[:2, 6:11], cache, slots=torch.tensor([3, 1]), all_logits=True)
+    for got, full in zip(made, wanted[:2], strict=True):
+        assert error(got, full[6:11]) < TOLERANCE
+    cache.free(1)
+    # Slot 1 starts a new sequence beside slot 3's, which goes on.
+    made = tiny.prefill(ids[2:, :11], cache, slots=[1])
+    assert error(made[0], wanted[2][10]) < TOLERANCE
+    made = tiny.decode(torch.stack([ids[2, 11], ids[0, 11]]), cache, slots=[1, 3])
+    assert error(made[0], wanted[2][11]) < TOLERANCE
+    assert error(made[1], wanted[0][11]) < TOLERANCE
+    assert error(tiny.decode(ids[2, 4:5], cache, slots=[0])[0], wanted[2][4]) < TOLERANCE
+
+
+def test_a_decode_step_allocates_no_intermediates(tiny: Model) -> None:
+    """What is replayed is bound to memory already: only the logits' copy is new."""
+    cache = tiny.new_cache(2, 50)
+    tiny.prefill([[1, 2, 3], [4, 5, 6]], cache)
+    tiny.decode([7, 8], cache)
+    (key,) = [k for k in cache.bound if k[0] == "decode"]
+    bound, arena = cache.bound[key], tiny._arena.memory.data_ptr()
+    tiny.decode([9, 10], cache)
+    assert cache.bound[key] is bound
+    assert tiny._arena.memory.data_ptr() == arena
+
+
+def test_programs_bound_to_a_smaller_arena_are_bound_again(tiny_folder: Path) -> None:
+    model = ringc.load(tiny_folder, "random:0")
+    cache = model.new_cache(1, 300)
+    model.prefill([[1, 2]], cache)
+    first = model.decode([3], cache).clone()
+    model(torch.arange(200)[None])  # grows the arena
+    again = model.new_cache(1, 300)
+    model.prefill([[1, 2]], again)
+    assert torch.equal(model.decode([3], again), first)
+    assert torch.isfinite(model.decode([4], cache)).all()
+
+
+def test_weights_kept_in_bf16_give_the_logits_of_rounded_weights(
+    tiny_folder: Path, config: RingConfig, weights: dict[str, torch.Tensor]
+) -> None:
+    rounded = {name: w.bfloat16() for name, w in weights.items()}
+    wide = ringc.load(tiny_folder, rounded)
+    narrow = ringc.load(tiny_folder, rounded, weights_dtype=torch.bfloat16)
+    assert narrow.weight_bytes < 0.6 * wide.weight_bytes
+    ids = torch.arange(40)[None]
+    assert torch.equal(narrow(ids), wide(ids))
+
+
+def test_published_weights_come_back_out(tiny: Model, weights: dict[str, torch.Tensor]) -> None:
+    found = tiny.state_dict()
+    assert found.keys() == weights.keys()
+    for name, wanted in weights.items():
+        assert torch.equal(found[name], wanted.float()), name
+
+
+class TestGenerate:
+    def test_greedy_is_the_reference_s_choice(
+        self, tiny: Model, config: RingConfig, weights: dict[str, torch.Tensor]
+    ) -> None:
+        prompt = list(b"linear attention")
+        made = list(tiny.generate(prompt, max_new_tokens=6, end=None))
+        ids = torch.tensor([*prompt, *made])
+        logits = forward(config, weights, ids).logits[len(prompt) - 1 : -1]
+        best, runner_up = logits.topk(2, -1).values.unbind(-1)
+        chosen = logits.gather(-1, torch.tensor(made)[:, None])[:, 0]
+        assert (chosen >= best - TOLERANCE).all()
+        assert (best - runner_up > 0).all()
+
+    def test_a_seed_repeats_the_draw(self, tiny: Model) -> None:
+        def draw(seed: int) -> list[int]:
+            return list(
+                tiny.generate([1, 2, 3], max_new_tokens=12, temperature=1.0, top_k=50, top_p=0.9, seed=seed, end=None)
+            )
+
+        assert draw(5) == draw(5)
+        assert draw(5) != draw(6)
+
+    def test_it_ends_at_the_end_token_and_at_stop_words(self, tiny: Model) -> None:
+        free = list(tiny.generate([1, 2, 3], max_new_tokens=8, end=None))
+        assert list(tiny.generate([1, 2, 3], max_new_tokens=8, end=free[4])) == free[: free.index(free[4])]
+        assert list(tiny.generate([1, 2, 3], max_new_tokens=8, stop=[free[1:3]], end=None)) == free[:3]
+
+    def test_tokens_come_as_they_are_made(self, tiny: Model) -> None:
+        stream = tiny.generate([1, 2, 3], max_new_tokens=1000, end=None)
+        assert len([next(stream) for _ in range(2)]) == 2
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"max_new_tokens": 0},
+            {"max_new_tokens": 1, "temperature": -1.0},
+            {"max_new_tokens": 1, "temperature": float("nan")},
+            {"max_new_tokens": 1, "top_p": 0.0},
+            {"max_new_tokens": 1, "top_k": -2},
+        ],
+    )
+    def test_wrong_parameters_are_named(self, tiny: Model, options: dict[str, float]) -> None:
+        with pytest.raises(RunError, match="temperature|top_|max_new"):
+            tiny.generate([1], **options)  # type: ignore[arg-type]
+
+
+class TestErrors:
+    """Every wrong input is one clear message, and leaves the cache as it was."""
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda m, c: m.prefill([[1, 272]], c), "272 is outside the vocabulary of 272"),
+            (lambda m, c: m.prefill([[1, -1]], c), "-1 is outside"),
+            (lambda m, c: m.prefill(torch.zeros(1, 0, dtype=torch.int64), c), "no ids"),
+            (lambda m, c: m.prefill([], c), "no ids"),
+            (lambda m, c: m(torch.zeros(0, 5, dtype=torch.int64)), "no ids"),
+            (lambda m, c: m.prefill([[1] * 11], c), "holds 0 tokens and can't take 11"),
+            (lambda m, c: [m.prefill([[1] * 10], c), m.decode([1], c)], "holds 10 tokens and can't take 1"),
+            (lambda m, c: m.prefill([1, 2], c), r"ids of shape \[2\]"),
+            (lambda m, c: m.decode([[1]], c), r"ids of shape \[1, 1\]"),
+            (lambda m, c: m.prefill([[1.5]], c), "type torch.float32"),
+            (lambda m, c: m.prefill([[True]], c), "type torch.bool"),
+            (lambda m, c: m.prefill([[1, 2], [3]], c), "no table of integers"),
+            (lambda m, c: m.prefill([[1], [2]], c), "2 sequences for a cache of 1"),
+            (lambda m, c: m.prefill([[1]], c, slots=[1]), "no slot 1"),
+            (lambda m, c: m.prefill([[1], [2]], c, slots=[0, 0]), "slot 0 is given twice"),
+            (lambda m, c: m.prefill([[1]], c, slots=[0, 1]), "slots are not 1 integers"),
+            (lambda m, c: m.prefill([[1, 2]], c, lengths=[3]), "length of 3"),
+            (lambda m, c: m.prefill([[1, 2]], c, lengths=[0]), "length of 0"),
+            (lambda m, c: m.prefill([[1, 2]], c, lengths=[1.5]), "lengths are not 1 integers"),
+            (lambda m, c: c.free(4), "no slot 4"),
+            (lambda m, c: m.new_cache(0, 4), "holds nothing"),
+            (lambda m, c: m.new_cache(1 << 20, 1 << 20), "of memory"),
+        ],
+    )
+    def test_it_is_named(self, tiny: Model, call: Callable[[Model, ringc.Cache], object], message: str) -> None:
+        cache = tiny.new_cache(1, 10)
+        with pytest.raises(RunError, match=message) as caught:
+            call(tiny, cache)
+        assert caught.value.help or "integers" in caught.value.message
+        assert cache.lengths.tolist() in ([0], [10])
+        assert cache.lengths.tolist() == [10] or not any(s.any() for s in cache.states.values())
