@@ -63,11 +63,14 @@ def check_model(
     *,
     tokens: int = 40,
     progress: Progress = lambda _what, _done, _total: None,
-) -> list[Compared]:
+) -> tuple[list[Compared], str]:
     """The whole model: one call, prefill in chunks, decode, many sequences, against the graph as the front end wrote it, in fp64.
 
-    A model that routes tokens has places where the smallest rounding decides which expert is taken. Where the reference itself jumps when
-    its weights are changed by a rounding, random weights are drawn anew.
+    A model has inputs at which a rounding decides: which expert is taken, or what a norm makes of a vector that is nearly zero. Where a
+    result is wrong and the reference itself jumps when its weights are changed by a rounding, random weights are drawn anew.
+
+    Returns:
+        What was compared, and the weights that were used in the end.
 
     Raises:
         RunError: the double-precision weights don't fit into memory.
@@ -81,7 +84,7 @@ def check_model(
         trial = _Trial(artifact, module, weights, tokens, progress)
         compared = trial.compare()
         if all(one.passed for one in compared) or not trial.on_edge():
-            return compared
+            return compared, weights
         if not weights.startswith("random:") or attempt == REDRAWS:
             raise RunError(
                 "the reference changes with a rounding of its weights: nothing can be compared",

@@ -14,23 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ringc.codegen.names import Names
+from ringc.codegen.triton.jobs import element
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
 from ringc.ir.symbols import Dim, dim_text, symbols_of
 from ringc.ir.types import DType, TensorType
-
-POINTER = {
-    DType.F32: "*fp32", DType.BF16: "*bf16", DType.F16: "*fp16", DType.I64: "*i64", DType.I32: "*i32", DType.I8: "*i8",
-    DType.BOOL: "*i1", DType.F8E4M3: "*fp8e4nv", DType.F8E5M2: "*fp8e5",
-}  # fmt: skip
-"""Element type -> Triton's type of a pointer to it."""
-
-TRITON = {
-    DType.F32: "tl.float32", DType.BF16: "tl.bfloat16", DType.F16: "tl.float16", DType.I64: "tl.int64", DType.I32: "tl.int32",
-    DType.I8: "tl.int8", DType.BOOL: "tl.int1", DType.F8E4M3: "tl.float8e4nv", DType.F8E5M2: "tl.float8e5",
-}  # fmt: skip
-"""Element type -> Triton's name of it."""
 
 _WIDE = 1 << 31
 
@@ -233,7 +222,7 @@ class Tiles:
             return self.literal(int(tile.value) if not dtype.is_float and dtype is not DType.BOOL else tile.value, dtype)
         if dtype is DType.BOOL:
             return Tile(f"{operand(tile)} != 0", tile.axes, atom=False)
-        converted = f"{operand(tile)}.to({TRITON[dtype]})"
+        converted = f"{operand(tile)}.to({element(dtype)})"
         # Everything is computed in f32: a narrower type is only a rounding.
         if dtype.is_float and dtype is not DType.F32:
             converted += ".to(tl.float32)"
@@ -454,7 +443,7 @@ class Tiles:
         axes = frozenset[Axis]().union(*(i.axes for i in at)) if at else frozenset[Axis]()
         mask = self.mask(axes, condition)
         narrow = dtype.is_float and dtype is not DType.F32 and value.value is None
-        written = f"{operand(value)}.to({TRITON[dtype]})" if narrow else value.text
+        written = f"{operand(value)}.to({element(dtype)})" if narrow else value.text
         self.line(f"tl.store({self.address(pointer, at, shape)}, {written}{f', mask={mask}' if mask else ''})")
 
     # -- axes

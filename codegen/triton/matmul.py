@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
-from ringc.codegen.triton.elements import TRITON, Axis, Index, Tile, Tiles, power_of_two
+from ringc.codegen.triton.elements import Axis, Index, Tile, Tiles, power_of_two
+from ringc.codegen.triton.jobs import Job, jobs_text
 from ringc.codegen.triton.regions import Reader, expanded, viewed
-from ringc.codegen.triton.signature import RESERVED, Job, Tensors, decorator, head, write_jobs
+from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
-from ringc.ir.core import Block, Op, Value
+from ringc.ir.core import Block, Op
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.symbols import Dim
 from ringc.ir.types import TensorType
@@ -33,6 +34,14 @@ PROCESSORS = 128
 
 GROUP = 8
 """Row tiles that run together: with their column tiles they share the operands through the second-level cache."""
+
+
+LOCALS = (
+    "rows", "depth", "step", "ROWS", "COLUMNS", "INNER", "STAGES", "program", "column_tiles", "group", "height", "place", "row", "row_in",
+    "columns", "column", "column_in", "column_read", "inner", "start", "weight_row", "x_at", "x_tile", "w_tile", "w_tile0", "w_tile1",
+    "w_at", "w_at0", "w_at1", "acc", "acc0", "acc1", "tile", "experts", "offset", "keys", "expert", "first", "end", "reads", "index",
+)  # fmt: skip
+"""Names of the kernels' variables, which no tensor may have."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Product:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.name = kernel.name
-        self.tensors = Tensors(kernel)
+        self.tensors = Tensors(kernel, LOCALS)
         self.body: Block = expanded(kernel.function.body)
         self.pointers = self.tensors.pointers(self.body.args)
         self.anchors: list[Op] = [op for op in self.body.ops if isinstance(op, MatMul | SegmentMatMul)]
@@ -102,10 +111,10 @@ class Product:
         """Whether the inner axis is no multiple of some block of it."""
         return any(self.inner % t.inner for t in tilings)
 
-    def new_tiles(self, slots: Sequence[int], taken: Sequence[str]) -> tuple[Tiles, set[str]]:
+    def new_tiles(self, slots: Sequence[int]) -> tuple[Tiles, set[str]]:
         """A body, and the sizes that it will have asked for."""
         symbols: set[str] = set()
-        names = Names((*RESERVED, *self.tensors.all, "ROWS", "COLUMNS", "INNER", "STAGES", "rows", *taken))
+        names = Names((*RESERVED, *self.tensors.all, *LOCALS))
         return Tiles(names, self.pointers, slots, symbols.add), symbols
 
     def loop(self, t: Tiles, *, swapped: bool, uneven: bool, x_at: str, x_mask: str, wide: str = "") -> list[str]:
@@ -123,23 +132,23 @@ class Product:
         for i, weight in enumerate(self.weights):
             suffix = str(i) if len(self.weights) > 1 else ""
             step = f"weight_row[:, None]{_times(weight.column)} + inner[None, :]{_times(weight.inner)}"
-            t.line(f"w{suffix}_at = {weight.pointer}{wide} + ({step})")
+            t.line(f"w_at{suffix} = {weight.pointer}{wide} + ({step})")
             t.line(f"acc{suffix} = tl.zeros({sizes}, dtype=tl.float32)")
             accumulators.append(f"acc{suffix}")
-            at.append(f"w{suffix}_at")
+            at.append(f"w_at{suffix}")
         t.line(f"x_at = {x_at}")
-        inner_along = ("[:, None]", "[None, :]") if swapped else ("[None, :]", "[:, None]")
-        x_masks = [m for m in (x_mask, f"(start + inner < {self.inner}){inner_along[0]}" if uneven else "") if m]
-        w_mask = f", mask=(start + inner < {self.inner})[None, :], other=0.0" if uneven else ""
-        t.line(f"for start in tl.range(0, {self.inner}, INNER, num_stages=STAGES):")
+        inner_along = "[:, None]" if swapped else "[None, :]"
+        x_masks = [m for m in (x_mask, f"(start + inner < depth){inner_along}" if uneven else "") if m]
+        w_mask = ", mask=(start + inner < depth)[None, :], other=0.0" if uneven else ""
+        t.line("for start in tl.range(0, depth, INNER, num_stages=STAGES):")
         x_load = _load(x_masks)
-        t.line(f"    x = {x_load}")
+        t.line(f"    x_tile = {x_load}")
         precision = "" if self.bytes < 4 else ', input_precision="tf32x3"'
         for name, place, weight in zip(accumulators, at, self.weights, strict=True):
-            t.line(f"    {name.replace('acc', 'w')} = tl.load({place} + start{_times(weight.inner)}{w_mask})")
+            t.line(f"    {name.replace('acc', 'w_tile')} = tl.load({place} + start{_times(weight.inner)}{w_mask})")
         for name in accumulators:
-            w = name.replace("acc", "w")
-            operands = f"{w}, x" if swapped else f"x, tl.trans({w})"
+            w = name.replace("acc", "w_tile")
+            operands = f"{w}, x_tile" if swapped else f"x_tile, tl.trans({w})"
             t.line(f"    {name} = tl.dot({operands}, {name}{precision})")
         return accumulators
 
@@ -147,7 +156,7 @@ class Product:
         """The work behind the products, and the stores."""
         both = frozenset((row, column))
         for op, name in zip(self.anchors, accumulators, strict=True):
-            reader.given[op.result] = lambda _at, name=name: Tile(name, both)
+            reader.given[op.result] = Tile(name, both)
         index = [Index(((row, 1),)), Index(((column, 1),))]
         for value, pointer in zip(self.body.outputs, self.tensors.outputs, strict=True):
             assert isinstance(value.type, TensorType)
@@ -185,7 +194,7 @@ def emit(kernel: Kernel) -> str:
     few_body, few_symbols = _few_body(p, x, few)
     body, symbols = _tiled_body(p, x, [some, many])
     sizes = sorted(few_symbols | symbols)
-    parameters = [*p.tensors.all, "rows", *sizes]
+    parameters = [*p.tensors.all, "rows", "depth", *sizes]
 
     w = Writer()
     head(w)
@@ -194,47 +203,45 @@ def emit(kernel: Kernel) -> str:
         (names["tiled"], body, "# Tiles of ROWS x COLUMNS."),
     ):
         w("\n")
-        w(decorator(["rows", *sizes]))
+        w(decorator(["rows", "depth", *sizes]))
         constants = ", ".join(f"{c}: tl.constexpr" for c in few.constants)
         with w.block(f"def {name}({', '.join(parameters)}, {constants}):"):
             w(note)
             tiles.scopes[0].write(w)
-    signature = p.tensors.signature(p.tensors.all, ["rows", *sizes])
+    signature = p.tensors.signature(p.tensors.all, ["rows", "depth", *sizes])
     jobs = [
         Job(names["few"], signature, few.constants, few.warps, few.stages),
         Job(names["tiled"], signature, some.constants, some.warps, some.stages),
         Job(names["tiled"], signature, many.constants, many.warps, many.stages),
     ]
     w("\n")
-    write_jobs(w, jobs)
+    w(jobs_text(jobs))
+    w("\n")
+    # A loop whose length the compiler knows is unrolled whole, at 20 s of compiling for nothing.
+    w(f"DEPTH = {p.inner}")
     w("\n")
     with w.block(f"def launch({', '.join(p.tensors.all)}):"):
         w(f"rows = {p.tensors.outputs[0]}.shape[0]")
         for line in p.tensors.size_lines(sizes):
             w(line)
-        given = ", ".join(parameters)
+        given = ", ".join("DEPTH" if n == "depth" else n for n in parameters)
         with w.block(f"if rows <= {FEW}:"):
-            _launch(w, jobs[0], f"{-(-p.columns // few.columns)}", given)
+            w(f"{names['few']}[({-(-p.columns // few.columns)},)]({given}, **pinned(JOBS[0]))")
         with w.block(f"elif rows <= {SOME}:"):
-            _launch(w, jobs[1], _grid(p, some), given)
+            w(f"{names['tiled']}[({_grid(p, some)},)]({given}, **pinned(JOBS[1]))")
         with w.block("else:"):
-            _launch(w, jobs[2], _grid(p, many), given)
+            w(f"{names['tiled']}[({_grid(p, many)},)]({given}, **pinned(JOBS[2]))")
     return w.text()
 
 
 def tilings(p: Product) -> tuple[Tiling, Tiling, Tiling]:
     """Configurations for up to 16 rows, up to 128, and more."""
     columns = next((c for c in (64, 32) if p.columns // c >= PROCESSORS), 16)
-    # Loads in flight of a program: 64 to 96 KiB, so that 132 processors keep more than 4 MB on the way.
-    few = p.tiling(FEW, columns, 256 if columns < 64 else 128, 4, 4)
+    # Loads in flight of a program: 48 to 80 KiB, so that 132 processors keep several MB on the way.
+    few = p.tiling(FEW, columns, 256 if columns * len(p.anchors) <= 32 else 128, 4, 4)
     some = p.tiling(64, 64, 128 if len(p.anchors) == 1 else 64, 4, 4)
     many = p.tiling(128, 128, 64, 8, 3)
     return few, some, many
-
-
-def _launch(w: Writer, job: Job, grid: str, arguments: str) -> None:
-    constants = ", ".join(f"{k}={v}" for k, v in job.constants.items())
-    w(f"{job.kernel}[({grid},)]({arguments}, {constants}, {job.options})")
 
 
 def _grid(p: Product, tiling: Tiling) -> str:
@@ -242,7 +249,7 @@ def _grid(p: Product, tiling: Tiling) -> str:
 
 
 def _few_body(p: Product, x: str, tiling: Tiling) -> tuple[Tiles, set[str]]:
-    t, symbols = p.new_tiles((1, 0), _LOCALS)
+    t, symbols = p.new_tiles((1, 0))
     uneven, whole = p.uneven([tiling]), p.columns % tiling.columns == 0
     t.line("columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)")
     t.line("column_read = columns" if whole else f"column_read = tl.minimum(columns, {p.columns - 1})")
@@ -261,7 +268,7 @@ def _few_body(p: Product, x: str, tiling: Tiling) -> tuple[Tiles, set[str]]:
 
 
 def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, set[str]]:
-    t, symbols = p.new_tiles((0, 1), _LOCALS)
+    t, symbols = p.new_tiles((0, 1))
     uneven, whole = p.uneven(tilings), all(p.columns % c.columns == 0 for c in tilings)
     t.line("program = tl.program_id(0)")
     t.line(f"column_tiles = {p.columns} // COLUMNS" if whole else f"column_tiles = ({p.columns} + COLUMNS - 1) // COLUMNS")
@@ -283,11 +290,3 @@ def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, s
     column = Axis("column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else "column_in")
     p.epilogue(t, Reader(t, {}), accumulators, row, column)
     return t, symbols
-
-
-_LOCALS = (
-    "program", "column_tiles", "group", "height", "place", "row", "row_in", "columns", "column", "column_in", "column_read", "inner", "start",
-    "weight_row", "x_at", "x", "w", "w0", "w1", "w_at", "w0_at", "w1_at", "acc", "acc0", "acc1",
-)  # fmt: skip
-
-

@@ -9,12 +9,11 @@ or in a loop.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from ringc.codegen.triton.elements import (
-    TRITON,
     Axis,
     Cut,
     Expression,
@@ -29,6 +28,7 @@ from ringc.codegen.triton.elements import (
     operand,
     power_of_two,
 )
+from ringc.codegen.triton.jobs import element
 from ringc.errors import CodegenError
 from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Op, Value
@@ -119,14 +119,14 @@ class Reader:
         tiles: the body.
         cuts: how axes are cut so far.
         axes: tile axes that exist already, by slot and extent, for reductions to share loads with.
-        given: values that the kernel has in registers: from an index to the expression.
+        given: values that the kernel has in registers, as blocks that every index reads.
     """
 
     def __init__(
         self,
         tiles: Tiles,
         cuts: Cuts,
-        given: Mapping[Value, Callable[[Sequence[Index]], Tile]] | None = None,
+        given: Mapping[Value, Tile] | None = None,
     ) -> None:
         self.tiles = tiles
         self.cuts = cuts
@@ -175,7 +175,7 @@ class Reader:
 
     def _make(self, value: Value, at: tuple[Index, ...]) -> Expression:
         if value in self.given:
-            return self.given[value](at)
+            return self.given[value]
         source = viewed(value)
         if source is not None:
             return self._load(source, value, at)
@@ -363,7 +363,7 @@ class Reader:
         t = self.tiles
         name = t.names.fresh(_HINTS.get(op.name, op.name))
         axes = part.axes - loops
-        dtype = TRITON[op.x.type.dtype] if not op.x.type.dtype.is_float else "tl.float32"
+        dtype = element(op.x.type.dtype) if not op.x.type.dtype.is_float else "tl.float32"
         start = number(identity).text if isinstance(identity, float) else str(identity)
         if any(a.slot is not None for a in axes):
             start = f"tl.full({t.shape(axes)}, {start}, dtype={dtype})"

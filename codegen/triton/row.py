@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Cut, Index, Loop, NeedsAxis, Tiles, power_of_two
+from ringc.codegen.triton.jobs import Job, jobs_text
 from ringc.codegen.triton.regions import WIDEST, Cuts, Reader, chunks, expanded, ranges, viewed
-from ringc.codegen.triton.signature import RESERVED, Job, Tensors, decorator, head, write_jobs
+from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Op, Value
@@ -123,13 +124,13 @@ def emit(kernel: Kernel) -> str:
         w("\n")
         _write_dispatch(w, kernel.name, parts, tensors, symbols)
     w("\n")
-    write_jobs(w, [job])
+    w(jobs_text([job]))
     w("\n")
     with w.block(f"def launch({', '.join(tensors.all)}):"):
         for line in tensors.size_lines(symbols):
             w(line)
         w(f"grid = ({' + '.join(p.blocks for p in parts)},)")
-        w(f"{kernel.name}[grid]({', '.join((*tensors.all, *symbols))}, {job.options})")
+        w(f"{kernel.name}[grid]({', '.join((*tensors.all, *symbols))}, **pinned(JOBS[0]))")
     return w.text()
 
 

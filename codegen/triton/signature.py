@@ -1,13 +1,13 @@
-"""What surrounds the kernels in a Triton file: names of tensors, sizes from their shapes, and `JOBS`: what to compile ahead of time."""
+"""What surrounds the kernels in a Triton file: names of tensors, and sizes from their shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
-from ringc.codegen.triton.elements import POINTER
+from ringc.codegen.triton.jobs import pointer
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
@@ -15,12 +15,11 @@ from ringc.ir.symbols import Dim, evaluate, symbols_of
 from ringc.ir.types import StateType, TensorType
 
 RESERVED = (
-    "tl", "triton", "launch", "JOBS", "torch", "range", "float", "int", "abs", "max", "min", "sum", "len", "pow", "round", "map", "all",
-    "any", "id", "iter", "next", "print", "type", "set", "list", "tuple", "dict", "bool", "str", "slice", "filter", "hash", "input", "vars",
+    "tl", "triton", "torch", "launch", "JOBS", "DEPTH", "pinned", "grid", "step", "tiles", "range", "float", "int", "bool", "str", "abs",
+    "max", "min", "sum", "len", "pow", "round", "map", "filter", "all", "any", "id", "iter", "next", "print", "type", "set", "list",
+    "tuple", "dict", "slice", "hash", "input", "vars",
 )  # fmt: skip
 """Names that mean something else in a kernel file."""
-
-Constant = int | float | bool | str | None
 
 
 @dataclass
@@ -28,6 +27,8 @@ class Tensors:
     """The tensors of a kernel under their names in its file, in the order of `launch`."""
 
     kernel: Kernel
+    taken: tuple[str, ...] = ()
+    """Names that the kernel's own variables have."""
     names: Names = field(init=False)
     arguments: list[str] = field(init=False)
     outputs: list[str] = field(init=False)
@@ -35,7 +36,7 @@ class Tensors:
 
     def __post_init__(self) -> None:
         body = self.kernel.function.body
-        self.names = Names((*RESERVED, self.kernel.name))
+        self.names = Names((*RESERVED, self.kernel.name, *self.taken))
         self.arguments = argument_names(body, self.names)
         made = [v for v in body.outputs if isinstance(v.type, TensorType)]
         hints = [f"{v.name}_out" if v.name and not v.name.isdigit() else f"out{i}" for i, v in enumerate(made)]
@@ -59,7 +60,7 @@ class Tensors:
     def signature(self, tensors: Iterable[str], symbols: Iterable[str]) -> dict[str, str]:
         """Triton's types of these tensors and of the sizes."""
         types = self.types()
-        return {t: POINTER[types[t].dtype] for t in tensors} | dict.fromkeys(symbols, "i32")
+        return {t: pointer(types[t]) for t in tensors} | dict.fromkeys(symbols, "i32")
 
     def size_lines(self, symbols: Iterable[str]) -> list[str]:
         """Statements that find the sizes from the shapes of the tensors."""
@@ -86,43 +87,6 @@ def _line(dim: Dim, name: str) -> tuple[int, int] | None:
     offset, one, far = (evaluate(dim, {name: n}) for n in (0, 1, 1001))
     slope = one - offset
     return (slope, offset) if slope > 0 and far == offset + 1001 * slope else None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One `@triton.jit` function to compile: fields as in `ringc.codegen.triton.aot.CompileJob`."""
-
-    kernel: str
-    signature: Mapping[str, str]
-    constants: Mapping[str, Constant] = field(default_factory=dict)
-    num_warps: int = 4
-    num_stages: int = 3
-
-    @property
-    def options(self) -> str:
-        """Keyword arguments of a launch."""
-        return f"num_warps={self.num_warps}, num_stages={self.num_stages}, enable_fp_fusion=True"
-
-
-def write_jobs(w: Writer, jobs: Sequence[Job]) -> None:
-    """`JOBS`: what to compile ahead of time, as arguments of `CompileJob`."""
-    w("JOBS = (")
-    with w.indented():
-        for job in jobs:
-            w("{")
-            with w.indented():
-                w(f'"kernel": "{job.kernel}",')
-                _write_dict(w, "signature", job.signature)
-                _write_dict(w, "constants", job.constants)
-                w(f'"num_warps": {job.num_warps},')
-                w(f'"num_stages": {job.num_stages},')
-            w("},")
-    w(")")
-
-
-def _write_dict(w: Writer, name: str, items: Mapping[str, Constant]) -> None:
-    parts = [f'"{k}": ' + (f'"{v}"' if isinstance(v, str) else repr(v)) for k, v in items.items()]
-    w(f'"{name}": {{{", ".join(parts)}}},')
 
 
 def head(w: Writer) -> None:

@@ -50,7 +50,9 @@ class _Emitter:
         if len(kernel.function.body.ops) != 1:
             raise CodegenError(f"@{kernel.name}: {kernel.implementation.template} makes an attention and nothing else")
         if op.q.tensor.dtype is not DType.F32 or op.cache.dtype is not DType.F32:
-            raise CodegenError(f"@{kernel.name}: kernels on the CPU compute in f32, and this one takes {op.q.tensor.dtype}")
+            raise CodegenError(
+                f"@{kernel.name}: kernels on the CPU compute in f32, and this one takes {op.q.tensor.dtype}"
+            )
         inputs = (op.q, op.keys, op.values, op.slots, op.offsets, op.positions)
         names = dict(zip(inputs, ("q", "keys", "values", "slots", "offsets", "positions"), strict=True))
         if len(names) != len(inputs):
@@ -77,7 +79,7 @@ class _Emitter:
         with out.main():
             out(f"# Segment b has the tiles offsets[b] // {tokens} + b and following, some of them empty.")
             with out.block(f"for task in T.parallel((N // {tokens} + B) * {shared}):"):
-                out('tiles: T.let = T.Cast("int32", N // T.int64(%d) + B)' % tokens)
+                out(f'tiles: T.let = T.Cast("int32", N // {tokens} + B)')
                 out(f'i: T.let = T.Cast("int32", task) // {shared}')
                 out(f'g: T.let = T.Cast("int32", task) % {shared}')
                 out("# A thread has a run of tasks: early tiles, with few keys to see, alternate with late ones.")
@@ -87,7 +89,9 @@ class _Emitter:
                 out("low[0] = 0")
                 out('high[0] = T.Cast("int32", B)')
                 with out.block("while low[0] + 1 < high[0]:"):
-                    with out.block(f"if offsets[(low[0] + high[0]) // 2] // {tokens} + (low[0] + high[0]) // 2 <= tile:"):
+                    with out.block(
+                        f"if offsets[(low[0] + high[0]) // 2] // {tokens} + (low[0] + high[0]) // 2 <= tile:"
+                    ):
                         out("low[0] = (low[0] + high[0]) // 2")
                     with out.block("else:"):
                         out("high[0] = (low[0] + high[0]) // 2")
@@ -95,10 +99,10 @@ class _Emitter:
                 out("slot: T.let = slots[b]")
                 out(f"first: T.let = offsets[b] + (tile - offsets[b] // {tokens} - b) * {tokens}")
                 out(f"count: T.let = T.min({tokens}, offsets[b + 1] - first)")
-                with out.block("if slot < 0:"):
-                    with out.block("for u in T.serial(T.max(count, 0)):"):
-                        with out.block(f"for r in T.serial({self.group}):"):
-                            out.vectors(self.d, lambda at: f"o[first + u, g * {self.group} + r, {at}] = T.float32(0)")
+                rows = f"for row in T.serial(T.max(count, 0) * {self.group}):"
+                with out.block("if slot < 0:"), out.block(rows):
+                    row = f"first + row // {self.group}, g * {self.group} + row % {self.group}"
+                    out.vectors(self.d, f"o[{row}, @] = T.float32(0)")
                 if self.group <= FEW and self.tokens > 1:
                     with out.block(f"elif count <= {FEW // self.group}:"):
                         self.few()
@@ -133,27 +137,30 @@ class _Emitter:
             with out.block(f"for d in T.serial({d}):"):
                 out(f"qt[d, row] = q[first + u, g * {group} + row % {group}, d] * {self.scale}")
         with out.block(f"for d in T.serial({d}):"):
-            out.vectors(width, lambda at: f"acc[d, {at}] = T.float32(0)")
-        out.vectors(width, lambda at: f"top[{at}] = T.float32({MASKED})", lambda at: f"total[{at}] = T.float32(0)")
+            out.vectors(width, "acc[d, @] = T.float32(0)")
+        out.vectors(width, f"top[@] = T.float32({MASKED})", "total[@] = T.float32(0)")
         with out.block(f"for block in T.serial(last[0] // {BLOCK} + 1):"):
             out(f"n: T.let = T.min({BLOCK}, last[0] + 1 - block * {BLOCK})")
             self.many_scores()
-            out.vectors(width, lambda at: f"new[{at}] = top[{at}]")
+            out.vectors(width, "new[@] = top[@]")
             with out.block("for j in T.serial(n):"):
-                out.vectors(width, lambda at: f"new[{at}] = T.max(new[{at}], x[j, {at}])")
+                out.vectors(width, "new[@] = T.max(new[@], x[j, @])")
             out.vectors(
                 width,
-                lambda at: f"fade[{at}] = exp(top[{at}] - new[{at}])",
-                lambda at: f"top[{at}] = new[{at}]",
-                lambda at: f"total[{at}] = total[{at}] * fade[{at}]",
+                "fade[@] = exp(top[@] - new[@])",
+                "top[@] = new[@]",
+                "total[@] = total[@] * fade[@]",
             )
             with out.block("for j in T.serial(n):"):
-                out.vectors(width, lambda at: f"x[j, {at}] = exp(x[j, {at}] - new[{at}])", lambda at: f"total[{at}] = total[{at}] + x[j, {at}]")
+                out.vectors(
+                    width,
+                    "x[j, @] = exp(x[j, @] - new[@])",
+                    "total[@] = total[@] + x[j, @]",
+                )
             self.many_values()
-        out.vectors(width, lambda at: f"total[{at}] = T.float32(1) / total[{at}]")
-        with out.block(f"for row in T.serial(count * {group}):"):
-            with out.block(f"for d in T.serial({d}):"):
-                out(f"o[first + row // {group}, g * {group} + row % {group}, d] = acc[d, row] * total[row]")
+        out.vectors(width, "total[@] = T.float32(1) / total[@]")
+        with out.block(f"for row in T.serial(count * {group}):"), out.block(f"for d in T.serial({d}):"):
+            out(f"o[first + row // {group}, g * {group} + row % {group}, d] = acc[d, row] * total[row]")
 
     def many_scores(self) -> None:
         """x[j, row]: the score of key j of the block."""
@@ -163,17 +170,20 @@ class _Emitter:
         with out.block(f"for part in T.serial((n + {many - 1}) // {many}):"):
             for j in keys:
                 out.scratch(f"s{j}", (width,))
-            out.vectors(width, *(lambda at, j=j: f"s{j}[{at}] = T.float32(0)" for j in keys))
+            out.vectors(width, *(f"s{j}[@] = T.float32(0)" for j in keys))
             out("# The last part may have fewer keys: it takes the last one again.")
             for j in keys:
                 out(f"key{j}: T.let = T.min(block * {BLOCK} + part * {many} + {j}, last[0])")
             with out.block(f"for d in T.serial({self.d}):"):
-                out.vectors(width, *(lambda at, j=j: f"s{j}[{at}] = s{j}[{at}] + keys[slot, key{j}, g, d] * qt[d, {at}]" for j in keys))
+                out.vectors(
+                    width,
+                    *(f"s{j}[@] = s{j}[@] + keys[slot, key{j}, g, d] * qt[d, @]" for j in keys),
+                )
             for j in keys:
                 seen = f"block * {BLOCK} + part * {many} + {j}"
                 out.vectors(
                     width,
-                    lambda at, j=j, seen=seen: f"x[part * {many} + {j}, {at}] = T.Select({seen} <= at[{at}], s{j}[{at}], T.float32({MASKED}))",
+                    (f"x[part * {many} + {j}, @] = T.Select({seen} <= at[@], s{j}[@], T.float32({MASKED}))"),
                 )
 
     def many_values(self) -> None:
@@ -184,18 +194,18 @@ class _Emitter:
         with out.block(f"for part in T.serial({self.d // many}):"):
             for j in columns:
                 out.scratch(f"a{j}", (width,))
-            out.vectors(width, *(lambda at, j=j: f"a{j}[{at}] = acc[part * {many} + {j}, {at}] * fade[{at}]" for j in columns))
+            out.vectors(width, *(f"a{j}[@] = acc[part * {many} + {j}, @] * fade[@]" for j in columns))
             with out.block("for j in T.serial(n):"):
                 value = f"values[slot, block * {BLOCK} + j, g, part * {many} + %d]"
-                out.vectors(width, *(lambda at, j=j: f"a{j}[{at}] = a{j}[{at}] + {value % j} * x[j, {at}]" for j in columns))
-            out.vectors(width, *(lambda at, j=j: f"acc[part * {many} + {j}, {at}] = a{j}[{at}]" for j in columns))
+                out.vectors(width, *(f"a{j}[@] = a{j}[@] + {value % j} * x[j, @]" for j in columns))
+            out.vectors(width, *(f"acc[part * {many} + {j}, @] = a{j}[@]" for j in columns))
 
     # -- a vector lies along the head
 
     def few(self) -> None:
         out, d, group = self.script, self.d, self.group
         heads = _divisor(group, min(LANES, 16 * LANES // floor_multiple(d, LANES)))
-        row = "part * %d + %%d" % heads if heads < group else "%d"
+        row = f"part * {heads} + %d" if heads < group else "%d"
         each = range(heads)
         out.scratch("weights", (group, BLOCK + LANES))
         out.scratch("sums", (group, d))
@@ -208,7 +218,7 @@ class _Emitter:
             with out.block(f"for r in T.serial({group}):"):
                 out(f"most[r] = T.float32({MASKED})")
                 out("norm[r] = T.float32(0)")
-                out.vectors(d, lambda at: f"sums[r, {at}] = T.float32(0)")
+                out.vectors(d, "sums[r, @] = T.float32(0)")
             with out.block(f"for block in T.serial((end + {BLOCK - 1}) // {BLOCK}):"):
                 out(f"n: T.let = T.min({BLOCK}, end - block * {BLOCK})")
                 with out.block(f"for part in T.serial({group // heads}):"):
@@ -218,13 +228,16 @@ class _Emitter:
                 with out.block(f"for part in T.serial({group // heads}):"):
                     for r in each:
                         out.scratch(f"a{r}", (d,))
-                    out.vectors(d, *(lambda at, r=r: f"a{r}[{at}] = sums[{row % r}, {at}] * old[{row % r}]" for r in each))
+                    out.vectors(d, *(f"a{r}[@] = sums[{row % r}, @] * old[{row % r}]" for r in each))
                     with out.block("for j in T.serial(n):"):
-                        value = f"values[slot, block * {BLOCK} + j, g, %s]"
-                        out.vectors(d, *(lambda at, r=r: f"a{r}[{at}] = a{r}[{at}] + weights[{row % r}, j] * {value % at}" for r in each))
-                    out.vectors(d, *(lambda at, r=r: f"sums[{row % r}, {at}] = a{r}[{at}]" for r in each))
+                        value = f"values[slot, block * {BLOCK} + j, g, @]"
+                        out.vectors(
+                            d,
+                            *(f"a{r}[@] = a{r}[@] + weights[{row % r}, j] * {value}" for r in each),
+                        )
+                    out.vectors(d, *(f"sums[{row % r}, @] = a{r}[@]" for r in each))
             with out.block(f"for r in T.serial({group}):"):
-                out.vectors(d, lambda at: f"o[token, g * {group} + r, {at}] = sums[r, {at}] / norm[r]")
+                out.vectors(d, f"o[token, g * {group} + r, @] = sums[r, @] / norm[r]")
 
     def few_scores(self, heads: int, row: str) -> None:
         """weights[r, j]: the score of key j for some heads; 16 scores at a time, whose lanes are summed together."""
@@ -241,7 +254,9 @@ class _Emitter:
             out.vectors(
                 self.d,
                 *(
-                    lambda at, r=r, j=j: f"p{r}_{j}[l] = p{r}_{j}[l] + q[token, g * {self.group} + {row % r}, {at}] * keys[slot, key{j}, g, {at}]"
+                    (
+                        f"p{r}_{j}[l] = p{r}_{j}[l] + q[token, g * {self.group} + {row % r}, @] * keys[slot, key{j}, g, @]"
+                    )
                     for r, j in pairs
                 ),
             )
@@ -249,7 +264,10 @@ class _Emitter:
             names += names[:1] * (LANES - len(names))
             out(f"lanes[T.Ramp(0, 1, {LANES})] = sums_of([{', '.join(f'load({n})' for n in names)}])")
             for r in range(heads):
-                out.vectors(keys, lambda at, r=r: f"weights[{row % r}, run * {keys} + {at}] = lanes[{r * keys} + {at}] * {self.scale}")
+                out.vectors(
+                    keys,
+                    (f"weights[{row % r}, run * {keys} + @] = lanes[{r * keys} + @] * {self.scale}"),
+                )
 
     def softmax(self) -> None:
         """Row r of `weights`: scores become weights under the row's new maximum; `old` is what `sums` fade by."""
@@ -267,7 +285,9 @@ class _Emitter:
         out.lanes(LANES, "lanes[l] = T.float32(0)")
         with out.block(vectors):
             out.lanes(
-                LANES, f"{here} = T.Select({seen}, exp({here} - most[r]), T.float32(0))", f"lanes[l] = lanes[l] + {here}"
+                LANES,
+                f"{here} = T.Select({seen}, exp({here} - most[r]), T.float32(0))",
+                f"lanes[l] = lanes[l] + {here}",
             )
         for lanes in (8, 4, 2):
             out.lanes(lanes, f"lanes[l] = lanes[l] + lanes[l + {lanes}]")

@@ -11,9 +11,8 @@ in registers while all tokens of a block of the sequence pass by; each token's o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
-from functools import partial
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.tvm.script import LANES, Script, only
@@ -87,9 +86,13 @@ class _Emitter:
         assert isinstance(op, LinearAttention)
         body = kernel.function.body
         if len(body.ops) != 1 or [op.q, op.k, op.v] != [v for v in (op.q, op.k, op.v) if v in body.args]:
-            raise CodegenError(f"@{kernel.name}: {kernel.implementation.template} makes a linear_attention and nothing else")
+            raise CodegenError(
+                f"@{kernel.name}: {kernel.implementation.template} makes a linear_attention and nothing else"
+            )
         if op.q.tensor.dtype is not DType.F32 or op.pool.dtype is not DType.F32:
-            raise CodegenError(f"@{kernel.name}: kernels on the CPU compute in f32, and this one takes {op.q.tensor.dtype}")
+            raise CodegenError(
+                f"@{kernel.name}: kernels on the CPU compute in f32, and this one takes {op.q.tensor.dtype}"
+            )
         self.op = op
         self.heads, self.dk, self.dv = (int(d) for d in op.pool.shape)
         self.tiles = _tiles(self.dk, self.dv, self.heads, int(kernel.implementation.get("columns", COLUMNS)))
@@ -107,57 +110,57 @@ class _Emitter:
             out("\nfrom ringc.codegen.tvm.library import exp")
         out("\n")
         each = self.heads * tiles.slices
-        with out.main():
-            with out.block(f"for task in T.parallel(B * {each}):"):
-                out(f"b: T.let = task // {each}")
-                out(f"h: T.let = task % {each} // {tiles.slices}" if tiles.slices > 1 else f"h: T.let = task % {each}")
-                if tiles.slices > 1:
-                    out(f"left: T.let = task % {tiles.slices} * {tiles.width}")
-                out("slot: T.let = slots[b]")
-                out('first: T.let = T.Cast("int64", offsets[b])')
-                out('tokens: T.let = T.Cast("int64", offsets[b + 1]) - first')
-                if not chunk:
-                    self.recurrent()
-                else:
-                    with out.block(f"if slot >= 0 and slopes[h] * T.float32({chunk}) < T.float32({STEEPEST}):"):
-                        self.chunked(chunk)
-                    with out.block("else:"):
-                        # Without a slot there is no memory to keep the state in between blocks: one block.
-                        out(f"step: T.let = T.Select(slot >= 0, T.int64({BLOCK}), T.max(tokens, T.int64(1)))")
-                        with out.block("for block in T.serial((tokens + step - 1) // step):"):
-                            self.recurrent("first + block * step", "T.min(step, tokens - block * step)")
+        with out.main(), out.block(f"for task in T.parallel(B * {each}):"):
+            out(f"b: T.let = task // {each}")
+            out(f"h: T.let = task % {each} // {tiles.slices}" if tiles.slices > 1 else f"h: T.let = task % {each}")
+            if tiles.slices > 1:
+                out(f"left: T.let = task % {tiles.slices} * {tiles.width}")
+            out("slot: T.let = slots[b]")
+            out('first: T.let = T.Cast("int64", offsets[b])')
+            out('tokens: T.let = T.Cast("int64", offsets[b + 1]) - first')
+            if not chunk:
+                self.recurrent()
+            else:
+                with out.block(f"if slot >= 0 and slopes[h] * T.float32({chunk}) < T.float32({STEEPEST}):"):
+                    self.chunked(chunk)
+                with out.block("else:"):
+                    # Without a slot there is no memory to keep the state in between blocks: one block.
+                    out(f"step: T.let = T.Select(slot >= 0, T.int64({BLOCK}), T.max(tokens, T.int64(1)))")
+                    with out.block("for block in T.serial((tokens + step - 1) // step):"):
+                        self.recurrent("first + block * step", "T.min(step, tokens - block * step)")
         return out.text()
 
-    def column(self, at: str) -> str:
+    def column(self) -> str:
         """A column of the slice, as a column of the head."""
-        return f"left + {at}" if self.tiles.slices > 1 else at
+        return "left + @" if self.tiles.slices > 1 else "@"
 
-    def row(self, r: int) -> str:
-        """The r-th row of group g."""
-        return f"g * {self.tiles.rows} + {r}" if self.tiles.rows > 1 else "g"
-
-    def state(self, r: int, at: str) -> str:
-        return f"state[slot, h, {self.row(r)}, {self.column(at)}]"
+    def state(self) -> str:
+        return f"state[slot, h, #, {self.column()}]"
 
     def group(self) -> None:
         """Registers of a group of rows: one buffer for each row, as only small ones with constant indices are kept in registers."""
         for r in range(self.tiles.rows):
             self.script.scratch(f"S{r}", (self.tiles.width,))
 
-    def each_row(self, *statements: Callable[[int, str], str], before: str = "", after: str = "") -> None:
-        """Statements on each row and column of a group, between two on each column."""
-        rows = [partial(s, r) for r in range(self.tiles.rows) for s in statements]
-        ends = [[lambda at, text=text: text.replace("@", at)] if text else [] for text in (before, after)]
-        self.script.vectors(self.tiles.width, *ends[0], *rows, *ends[1])
+    def each_row(self, *statements: str, before: str = "", after: str = "") -> None:
+        """Statements on each row and column of a group, between two on each column.
+
+        In their text `S` is the row's buffer, `#` the row's number in the state, `@` the column.
+        """
+        rows = self.tiles.rows
+        number = f"g * {rows} + %d" if rows > 1 else "g"
+        each = [
+            re.sub(r"\bS\b", f"S{r}", text).replace("#", number % r if rows > 1 else number)
+            for r in range(rows)
+            for text in statements
+        ]
+        self.script.vectors(self.tiles.width, *filter(None, (before, *each, after)))
 
     def token(self, o: str, k: str, q: str, v: str, decay: str = "") -> None:
-        """What one token does to a group and the group to the token; @ is a column, # a row."""
+        """What one token does to a group, and the group to the token."""
         self.script.scratch("y", (self.tiles.width,))
         self.each_row(
-            lambda r, at: f"S{r}[{at}] = S{r}[{at}]{decay} + {k.replace('#', self.row(r))} * {v.replace('@', at)}",
-            lambda r, at: f"y[{at}] = y[{at}] + {q.replace('#', self.row(r))} * S{r}[{at}]",
-            before=f"y[@] = {o}",
-            after=f"{o} = y[@]",
+            f"S[@] = S[@]{decay} + {k} * {v}", f"y[@] = y[@] + {q} * S[@]", before=f"y[@] = {o}", after=f"{o} = y[@]"
         )
 
     def recurrent(self, start: str = "first", length: str = "tokens") -> None:
@@ -167,20 +170,20 @@ class _Emitter:
         out.scratch("lam", (1,))
         out("lam[0] = T.exp(T.float32(0) - slopes[h])")
         with out.block(f"for t in T.serial({length}):"):
-            out.vectors(width, lambda at: f"o[{start} + t, h, {self.column(at)}] = T.float32(0)")
+            out.vectors(width, f"o[{start} + t, h, {self.column()}] = T.float32(0)")
         with out.block(f"for g in T.serial({self.dk // rows}):"):
             self.group()
             with out.block("if slot >= 0:"):
-                self.each_row(lambda r, at: f"S{r}[{at}] = {self.state(r, at)}")
+                self.each_row(f"S[@] = {self.state()}")
             with out.block("else:"):
-                self.each_row(lambda r, at: f"S{r}[{at}] = T.float32(0)")
+                self.each_row("S[@] = T.float32(0)")
             with out.block(f"for t in T.serial({length}):"):
                 out(f"n: T.let = {start} + t")
-                column = self.column("@")
+                column = self.column()
                 q = f"(q[n, h, #] * T.float32({self.op.scale!r}))"
                 self.token(f"o[n, h, {column}]", "k[n, h, #]", q, f"v[n, h, {column}]", " * lam[0]")
             with out.block("if slot >= 0:"):
-                self.each_row(lambda r, at: f"{self.state(r, at)} = S{r}[{at}]")
+                self.each_row(f"{self.state()} = S[@]")
 
     def chunked(self, chunk: int) -> None:
         """The whole sequence in blocks of `chunk` tokens, whose rows are copied side by side, q and k scaled by the decay."""
@@ -192,8 +195,8 @@ class _Emitter:
         out("# up[t] = lam^(t + 1), with the scale of q; down[t] = lam^-(t + 1)")
         out.vectors(
             chunk,
-            lambda at: f'up[{at}] = exp(T.float32(0) - slopes[h] * T.Cast("float32", {at} + 1)) * T.float32({self.op.scale!r})',
-            lambda at: f'down[{at}] = exp(slopes[h] * T.Cast("float32", {at} + 1))',
+            (f'up[@] = exp(T.float32(0) - slopes[h] * T.Cast("float32", @ + 1)) * T.float32({self.op.scale!r})'),
+            'down[@] = exp(slopes[h] * T.Cast("float32", @ + 1))',
         )
         out.scratch("qs", (chunk, dk))
         out.scratch("ks", (chunk, dk))
@@ -205,18 +208,20 @@ class _Emitter:
             with out.block("for t in T.serial(length):"):
                 out.vectors(
                     dk,
-                    lambda at: f"qs[t, {at}] = q[start + t, h, {at}] * up[t]",
-                    lambda at: f"ks[t, {at}] = k[start + t, h, {at}] * down[t]",
+                    "qs[t, @] = q[start + t, h, @] * up[t]",
+                    "ks[t, @] = k[start + t, h, @] * down[t]",
                 )
                 out.vectors(
-                    width, lambda at: f"vs[t, {at}] = v[start + t, h, {self.column(at)}]", lambda at: f"os[t, {at}] = T.float32(0)"
+                    width,
+                    f"vs[t, @] = v[start + t, h, {self.column()}]",
+                    "os[t, @] = T.float32(0)",
                 )
             out('decay[0] = exp(T.float32(0) - slopes[h] * T.Cast("float32", length))')
             with out.block(f"for g in T.serial({dk // rows}):"):
                 self.group()
-                self.each_row(lambda r, at: f"S{r}[{at}] = {self.state(r, at)}")
+                self.each_row(f"S[@] = {self.state()}")
                 with out.block("for t in T.serial(length):"):
                     self.token("os[t, @]", "ks[t, #]", "qs[t, #]", "vs[t, @]")
-                self.each_row(lambda r, at: f"{self.state(r, at)} = S{r}[{at}] * decay[0]")
+                self.each_row(f"{self.state()} = S[@] * decay[0]")
             with out.block("for t in T.serial(length):"):
-                out.vectors(width, lambda at: f"o[start + t, h, {self.column(at)}] = os[t, {at}]")
+                out.vectors(width, f"o[start + t, h, {self.column()}] = os[t, @]")

@@ -76,16 +76,22 @@ def _as_sums(body: Block) -> Block:
     return copy
 
 
-def prologue(stages: Stages, body: Block, value: Value, parallel: bool) -> Value:
-    """Compute what is in front of a product, if anything is, into a tensor of the function; gives back the value."""
-    if value in stages.places:
-        return value
+def in_front(body: Block, value: Value) -> list[Op]:
+    """The operations that a value depends on, in order."""
     needed: set[Value] = {value}
     ops: list[Op] = []
     for op in reversed(body.ops):
         if needed & set(op.results):
             ops.insert(0, op)
             needed |= set(op.inputs())
+    return ops
+
+
+def prologue(stages: Stages, body: Block, value: Value, parallel: bool) -> Value:
+    """Compute what is in front of a product, if anything is, into a tensor of the function; gives back the value."""
+    if value in stages.places:
+        return value
+    ops = in_front(body, value)
     front = Block()
     front.args, front.ops, front.outputs = body.args, ops, (value,)
     name = stages.names.fresh(value.name or "left")
@@ -125,21 +131,29 @@ class _Product:
             tiles = self._apply("floordiv", self._apply("add", left, self.rows - 1), self.rows)
             tile = math.variable(self.names.fresh("tile" if self.rows > 1 else "n"), 0, None, "int64")
             with w.block(f"for {tile.what} in range({text(tiles)}):"):
-                self._tile(panel, self._apply("add", first, self._apply("mul", tile, self.rows)))
+                row = math.variable(self.names.fresh("row"), 0, None, "int64")
+                w(f"{row.what}: T.let = {text(self._apply('add', first, self._apply('mul', tile, self.rows)))}")
+                half = self.rows // 2
+                if half < 4:
+                    self._tile(panel, row, self.rows)
+                    return
+                # Half a tile serves the last few rows in half the time.
+                with w.block(f"if {text(self.count)} - {row.what} > {half}:"):
+                    self._tile(panel, row, self.rows)
+                with w.block("else:"):
+                    self._tile(panel, row, half)
 
     def _apply(self, function: str, a: Expr, b: Expr | int) -> Expr:
         return self.math.apply(function, a, self.math.number(b) if isinstance(b, int) else b)
 
-    def _tile(self, panel: Expr, row: Expr) -> None:
-        """A tile of rows times a panel."""
-        math, names = self.math, self.names
-        start = math.variable(names.fresh("row"), 0, None, "int64")
-        self.w(f"{start.what}: T.let = {text(row)}")
-        i = math.variable(names.fresh("i"), 0, self.rows - 1) if self.rows > 1 else math.number(0)
-        here = math.apply("add", start, i)
+    def _tile(self, panel: Expr, row: Expr, rows: int) -> None:
+        """Rows from `row` on times a panel."""
+        math = self.math
+        i = math.variable(self.stages.role("i"), 0, rows - 1) if rows > 1 else math.number(0)
+        here = math.apply("add", row, i)
         # Rows past the end read the last one; their results are not stored.
-        source = math.apply("minimum", here, self._apply("sub", self.count, 1)) if self.rows > 1 else here
-        tile = Tile(self.stages, self.rows, self.block, i, panel)
+        source = math.apply("minimum", here, self._apply("sub", self.count, 1)) if rows > 1 else here
+        tile = Tile(self.stages, rows, self.block, i, panel)
         products = [Product(a.result, partial(self.stages.element, a.b)) for a in self.anchors]
         tile.multiply(products, lambda k: self.stages.element(self.left, [source, k]), self.inner)
-        tile.store(self.body, self.outputs, here, self.width, self.count if self.rows > 1 else None)
+        tile.store(self.body, self.outputs, here, self.width, self.count if rows > 1 else None)

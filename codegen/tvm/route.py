@@ -60,11 +60,15 @@ class _Emitter:
         else:
             raise CodegenError(f"@{kernel.name}: tvm.route makes a route and the product before it, nothing else")
         if op.logits.tensor.dtype is not DType.F32:
-            raise CodegenError(f"@{kernel.name}: kernels on the CPU compute in f32, and these logits are {op.logits.tensor.dtype}")
+            raise CodegenError(
+                f"@{kernel.name}: kernels on the CPU compute in f32, and these logits are {op.logits.tensor.dtype}"
+            )
         if op.bias is not None:
             names[op.bias] = "bias"
         if set(names) != set(body.args) or set(body.outputs) != set(op.results):
-            raise CodegenError(f"@{kernel.name}: tvm.route takes a route's operands and gives its results, nothing else")
+            raise CodegenError(
+                f"@{kernel.name}: tvm.route takes a route's operands and gives its results, nothing else"
+            )
         names |= dict(zip(op.results, ("ids", "weights"), strict=True))
         self.script = Script(kernel, names)
         self.width = floor_multiple(op.experts, LANES)
@@ -73,7 +77,12 @@ class _Emitter:
     def _operands(self, product: MatMul) -> tuple[Value, int]:
         w = product.b
         packed = w.tensor.layout.blocks
-        plain = product.transpose_b and w.tensor.rank == 2 and product.a.tensor.rank == 2 and product.a.tensor.dtype is DType.F32
+        plain = (
+            product.transpose_b
+            and w.tensor.rank == 2
+            and product.a.tensor.rank == 2
+            and product.a.tensor.dtype is DType.F32
+        )
         if not plain or (packed and (len(packed) != 1 or packed[0][0] != 0)):
             raise CodegenError(f"@{self.kernel.name}: tvm.route multiplies rows f32[N, K] by a weight f32[E, K]")
         return w, int(w.shape[1])
@@ -93,17 +102,17 @@ class _Emitter:
             elif not self.parallel and self.inner * self.op.experts >= LARGE:
                 self.by_experts()
             else:
-                with out.block(f"for tile in T.{'parallel' if self.parallel else 'serial'}((N + {TOKENS - 1}) // {TOKENS}):"):
+                with out.block(
+                    f"for tile in T.{'parallel' if self.parallel else 'serial'}((N + {TOKENS - 1}) // {TOKENS}):"
+                ):
                     out(f"first: T.let = tile * {TOKENS}")
                     out(f"count: T.let = T.min(T.int64({TOKENS}), N - first)")
                     out.scratch("scores", (TOKENS, self.width))
                     tiles = self.width // self.columns(1)
-                    with out.block("if count == 1:"):
-                        with out.block(f"for e in T.serial({tiles}):"):
-                            self.multiply(1, "first", "scores[%s, %s]")
-                    with out.block("else:"):
-                        with out.block(f"for e in T.serial({self.width // self.columns(TOKENS)}):"):
-                            self.multiply(TOKENS, "first", "scores[%s, %s]")
+                    with out.block("if count == 1:"), out.block(f"for e in T.serial({tiles}):"):
+                        self.multiply(1, "first", "scores[%s, %s]")
+                    with out.block("else:"), out.block(f"for e in T.serial({self.width // self.columns(TOKENS)}):"):
+                        self.multiply(TOKENS, "first", "scores[%s, %s]")
                     with out.block("for u in T.serial(count):"):
                         out("n: T.let = first + u")
                         self.route("scores[u, %s]", self.width)
@@ -113,9 +122,8 @@ class _Emitter:
         """The product by all threads, then the choice by one."""
         out = self.script
         out(f'scores = T.alloc_buffer((N, {self.width}), "float32", scope="global")')
-        with out.block(f"for e in T.parallel({self.width // self.columns(1)}):"):
-            with out.block("for n in T.serial(N):"):
-                self.multiply(1, "n", "scores[n + %s, %s]")
+        with out.block(f"for e in T.parallel({self.width // self.columns(1)}):"), out.block("for n in T.serial(N):"):
+            self.multiply(1, "n", "scores[n + %s, %s]")
         with out.block("for n in T.serial(N):"):
             self.route("scores[n, %s]", self.width)
 
@@ -143,11 +151,15 @@ class _Emitter:
         for u, j in pairs:
             out.scratch(f"p{u}_{j}", (LANES,))
         out.lanes(LANES, *(f"p{u}_{j}[l] = T.float32(0)" for u, j in pairs))
-        out.vectors(self.inner, *(lambda at, u=u, j=j: f"p{u}_{j}[l] = p{u}_{j}[l] + x[n{u}, {at}] * w[e{j}, {at}]" for u, j in pairs), unroll=False)
+        out.vectors(
+            self.inner,
+            *(f"p{u}_{j}[l] = p{u}_{j}[l] + x[n{u}, @] * w[e{j}, @]" for u, j in pairs),
+            unroll=False,
+        )
         out.scratch("all", (LANES,))
         out(f"all[T.Ramp(0, 1, {LANES})] = sums([{', '.join(f'load(p{u}_{j})' for u, j in pairs)}])")
         for u in range(tokens):
-            out.vectors(many, lambda at, u=u: f"{target % (u, f'e * {many} + {at}')} = all[{u * many} + {at}]")
+            out.vectors(many, f"{target % (u, f'e * {many} + @')} = all[{u * many} + @]")
 
     def multiply_packed(self, tokens: int, many: int, target: str) -> None:
         """The weight as `[E / block, K, block]`: a vector of experts for each k, and some sums side by side that wait for no other."""
@@ -156,23 +168,21 @@ class _Emitter:
         accumulators = [(u, i) for u in range(tokens) for i in range(steps)]
         for u, i in accumulators:
             out.scratch(f"p{u}_{i}", (many,))
-        out.vectors(many, *(lambda at, u=u, i=i: f"p{u}_{i}[{at}] = T.float32(0)" for u, i in accumulators))
+        out.vectors(many, *(f"p{u}_{i}[@] = T.float32(0)" for u, i in accumulators))
         runs = block // many
         run, start = ("e", "") if runs == 1 else (f"e // {runs}", f"e % {runs} * {many} + ")
         with out.block(f"for k in T.serial({self.inner // steps}):"):
             out.vectors(
                 many,
                 *(
-                    lambda at, u=u, i=i: (
-                        f"p{u}_{i}[{at}] = p{u}_{i}[{at}] + x[n{u}, k * {steps} + {i}] * w[{run}, k * {steps} + {i}, {start}{at}]"
-                    )
+                    (f"p{u}_{i}[@] = p{u}_{i}[@] + x[n{u}, k * {steps} + {i}] * w[{run}, k * {steps} + {i}, {start}@]")
                     for u, i in accumulators
                 ),
             )
         for u in range(tokens):
             out.vectors(
                 many,
-                lambda at, u=u: f"{target % (u, f'e * {many} + {at}')} = {' + '.join(f'p{u}_{i}[{at}]' for i in range(steps))}",
+                (f"{target % (u, f'e * {many} + @')} = {' + '.join(f'p{u}_{i}[@]' for i in range(steps))}"),
             )
 
     # -- the choice
@@ -183,8 +193,12 @@ class _Emitter:
         out.scratch("score", (self.width,))
         out.scratch("biased", (self.width,))
         self.probabilities(logit, width)
-        bias = f" + bias[%s]" if op.bias is not None else ""
-        out.vectors(experts, lambda at: f"biased[{at}] = T.max(score[{at}]{bias % at if bias else ''}, T.float32({LEAST}))", unroll=False)
+        bias = " + bias[@]" if op.bias is not None else ""
+        out.vectors(
+            experts,
+            f"biased[@] = T.max(score[@]{bias}, T.float32({LEAST}))",
+            unroll=False,
+        )
         for e in range(experts, self.width):
             out(f"biased[{e}] = {LOWEST}")
         out.scratch("best", (LANES,))
@@ -208,16 +222,23 @@ class _Emitter:
         """score[e]: that of expert e."""
         out, experts = self.script, self.op.experts
         if self.op.score == "sigmoid":
-            out.vectors(width, lambda at: f"score[{at}] = T.float32(1) / (T.float32(1) + exp(T.float32(0) - {logit % at}))", unroll=False)
+            out.vectors(
+                width,
+                f"score[@] = T.float32(1) / (T.float32(1) + exp(T.float32(0) - {logit % '@'}))",
+                unroll=False,
+            )
             return
-        for name, start, step in (("top", LOWEST, "top[0] = T.max(top[0], %s)"), ("norm", "T.float32(0)", "norm[0] = norm[0] + %s")):
+        for name, start, step in (
+            ("top", LOWEST, "top[0] = T.max(top[0], %s)"),
+            ("norm", "T.float32(0)", "norm[0] = norm[0] + %s"),
+        ):
             out.scratch(name, (1,))
             out(f"{name}[0] = {start}")
             if name == "norm":
-                out.vectors(experts, lambda at: f"score[{at}] = exp({logit % at} - top[0])", unroll=False)
+                out.vectors(experts, f"score[@] = exp({logit % '@'} - top[0])", unroll=False)
             with out.block(f"for e in T.serial({experts}):"):
                 out(step % (logit % "e" if name == "top" else "score[e]"))
-        out.vectors(experts, lambda at: f"score[{at}] = score[{at}] / norm[0]", unroll=False)
+        out.vectors(experts, "score[@] = score[@] / norm[0]", unroll=False)
 
     def groups(self) -> None:
         """Experts of groups that aren't kept get the score of dropped ones."""
@@ -230,32 +251,31 @@ class _Emitter:
         out.scratch("left", (width,))
         for i in tops:
             out.scratch(f"top{i}", (width,))
-            out.vectors(width, lambda at, i=i: f"top{i}[{at}] = {LOWEST}")
+            out.vectors(width, f"top{i}[@] = {LOWEST}")
         with out.block(f"for i in T.serial({each}):"):
             out.vectors(
                 groups,
-                lambda at: f"left[{at}] = biased[{at if at == 'l' else f'({at})'} * {each} + i]",
+                f"left[@] = biased[(@) * {each} + i]",
                 *(
                     statement
                     for i in tops
                     for statement in (
-                        lambda at, i=i: f"best[l] = T.min(top{i}[{at}], left[{at}])",
-                        lambda at, i=i: f"top{i}[{at}] = T.max(top{i}[{at}], left[{at}])",
-                        lambda at, i=i: f"left[{at}] = best[l]",
+                        f"best[l] = T.min(top{i}[@], left[@])",
+                        f"top{i}[@] = T.max(top{i}[@], left[@])",
+                        "left[@] = best[l]",
                     )
                 ),
             )
-        out.vectors(width, lambda at: f"group[{at}] = {LOWEST}", lambda at: f"dropped[{at}] = 1")
-        total = " + ".join(f"top{i}[%(at)s]" for i in tops)
-        out.vectors(groups, lambda at: f"group[{at}] = T.max({total % {'at': at}}, T.float32({LEAST}))")
+        out.vectors(width, f"group[@] = {LOWEST}", "dropped[@] = 1")
+        total = " + ".join(f"top{i}[@]" for i in tops)
+        out.vectors(groups, f"group[@] = T.max({total}, T.float32({LEAST}))")
         with out.block(f"for r in T.serial({op.keep}):"):
             self.largest("group", width)
             out("dropped[which[0]] = 0")
             out(f"group[which[0]] = {LOWEST}")
         score = max(op.dropped, LEAST)
-        with out.block(f"for g in T.serial({groups}):"):
-            with out.block("if dropped[g] == 1:"):
-                out.vectors(each, lambda at: f"biased[g * {each} + {at}] = T.float32({score!r})", unroll=False)
+        with out.block(f"for g in T.serial({groups}):"), out.block("if dropped[g] == 1:"):
+            out.vectors(each, f"biased[g * {each} + @] = T.float32({score!r})", unroll=False)
 
     def largest(self, name: str, width: int) -> None:
         """which[0]: the number of the largest of `width` elements, the lowest of equals."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.writer import Writer
@@ -89,7 +89,7 @@ class Script:
     def __call__(self, text: str = "") -> None:
         self.out(text)
 
-    def block(self, head: str):  # type: ignore[no-untyped-def] # noqa: ANN201
+    def block(self, head: str) -> AbstractContextManager[None]:
         """See `Writer.block`."""
         return self.out.block(head)
 
@@ -99,25 +99,26 @@ class Script:
         axes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         self.out(f'{name} = T.alloc_buffer(({axes}), "{dtype}", scope="global"{note})')
 
-    def vectors(self, width: int, *statements: Callable[[str], str], unroll: bool = True) -> None:
-        """Statements on each of `width` columns, by vectors of 16 and for the rest by powers of two: no vector is cut by a condition.
+    def vectors(self, width: int, *statements: str, unroll: bool = True) -> None:
+        """Statements on each of `width` columns, `@` in their text; the lane is `l`.
 
-        Each statement is given the text of the column's number; the lane is `l`.
+        By vectors of 16, and for the rest by powers of two: no vector is cut by a condition.
         """
         whole, rest = divmod(width, LANES)
-        loop = "T.unroll" if unroll else "T.serial"
         if whole == 1:
-            self.lanes(LANES, *(s("l") for s in statements))
+            self._at("l", LANES, statements)
         elif whole:
-            with self.block(f"for c in {loop}({whole}):"):
-                self.lanes(LANES, *(s(f"c * {LANES} + l") for s in statements))
+            with self.block(f"for c in {'T.unroll' if unroll else 'T.serial'}({whole}):"):
+                self._at(f"c * {LANES} + l", LANES, statements)
         start, lanes = whole * LANES, LANES // 2
         while rest:
             if rest >= lanes:
-                at = f"{start} + l" if start else "l"
-                self.lanes(lanes, *(s(at) for s in statements))
+                self._at(f"{start} + l" if start else "l", lanes, statements)
                 start, rest = start + lanes, rest - lanes
             lanes //= 2
+
+    def _at(self, column: str, lanes: int, statements: Sequence[str]) -> None:
+        self.lanes(lanes, *(s.replace("@", column) for s in statements))
 
     def lanes(self, count: int, *statements: str) -> None:
         """Statements on each lane `l` of a vector."""
@@ -141,7 +142,9 @@ def only(kernel: Kernel, kind: type[Op]) -> Op:
     """
     found = [op for op in kernel.function.body.ops if isinstance(op, kind)]
     if len(found) != 1:
-        raise CodegenError(f"@{kernel.name}: {kernel.implementation.template} makes one {kind.name}, and this region has {len(found)}")
+        raise CodegenError(
+            f"@{kernel.name}: {kernel.implementation.template} makes one {kind.name}, and this region has {len(found)}"
+        )
     return found[0]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ringc.errors import CodegenError
 from ringc.ir.core import Block
 from ringc.ir.ops.cost import region_bytes
+from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.mixers import LinearAttention
-from ringc.passes.schedules import linear_attention, products
+from ringc.passes.schedules import attention, linear_attention, products, routing
 from ringc.passes.schedules.model import Candidate, Rows, roofline
 from ringc.passes.target import Target
 
@@ -72,11 +74,23 @@ def _attention(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     )
     if target.backend != "triton":
         return [_plain(target, "attention", seconds)]
-    return [Candidate("triton.attention_decode" if 0 < rows[1] <= 16 else "triton.attention_prefill", seconds)]
+    template, workspace = attention.implementation(body, rows)
+    return [Candidate(template, seconds, workspace=workspace)]
 
 
 def _sort(body: Block, _: Rows, target: Target) -> list[Candidate]:
-    return [_plain(target, "sort", roofline(target, 0, region_bytes(body), rate=1.0, bandwidth=0.1))]
+    seconds = roofline(target, 0, region_bytes(body), rate=1.0, bandwidth=0.1)
+    if target.backend != "triton":
+        return [_plain(target, "sort", seconds)]
+    (op,) = (o for o in body.ops if isinstance(o, SortByKey))
+    return [Candidate("triton.sort", seconds, workspace=routing.sort_workspace(op))]
+
+
+def _route(body: Block, rows: Rows, target: Target) -> list[Candidate]:
+    found = _rows("route")(body, rows, target)
+    if target.backend != "triton":
+        return found
+    return [replace(c, workspace=routing.route_workspace(body)) for c in found]
 
 
 def _plain(target: Target, template: str, seconds: object) -> Candidate:
@@ -90,6 +104,6 @@ _FAMILIES: dict[str, Callable[[Block, Rows, Target], list[Candidate]]] = {
     "grouped": _grouped,
     "linear_attention": _linear_attention,
     "attention": _attention,
-    "route": _rows("route"),
+    "route": _route,
     "sort": _sort,
 }

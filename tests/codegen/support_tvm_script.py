@@ -26,7 +26,10 @@ def kernel(function: str, implementation: str) -> Kernel:
     """The kernel of a function's text, `func @name(...) { ... }`, made by an implementation."""
     (found,) = parse_module(f"module @test level kernel\n{SYMBOLS}{function}").functions.values()
     family = implementation.removeprefix("tvm.").partition("{")[0]
-    found.notes |= {"family": family.removesuffix("_recurrent").removesuffix("_chunked"), "implementation": implementation}
+    found.notes |= {
+        "family": family.removesuffix("_recurrent").removesuffix("_chunked"),
+        "implementation": implementation,
+    }
     return kernel_of(found)
 
 

@@ -35,7 +35,7 @@ from ringc.passes.target import target
 from ringc.runtime.tvm_backend import bound, converted, load, set_threads, threads
 from tests.codegen.test_tvm_route import sort
 
-TEXT = '''
+TEXT = """
 import tvm
 from tvm.script import tirx as T
 
@@ -56,7 +56,7 @@ def main(x_: T.handle, y_: T.handle):
 
 def kernel() -> tvm.IRModule:
     return tvm.IRModule({"main": main})
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +108,24 @@ call = bound(kernel, [x, y])
 x.fill_(3.0)
 call()
 import shutil
-compiler = [m for m in sys.modules if m == "tvm" or m.startswith(("ringc.codegen", "ringc.passes", "ringc.ir", "sympy"))]
-print(json.dumps([right, torch.equal(y, torch.full((5, 16), 7.0)), compiler, [shutil.which(c) for c in ("cc", "gcc", "c++", "clang")], threads()]))
+parts = ("ringc.codegen", "ringc.passes", "ringc.ir", "ringc.model_defs", "sympy")
+compiler = [m for m in sys.modules if m == "tvm" or m.startswith(parts)]
+found = [shutil.which(c) for c in ("cc", "gcc", "c++", "clang")]
+print(json.dumps([right, torch.equal(y, torch.full((5, 16), 7.0)), compiler, found, threads()]))
 """
 
 
 def test_runs_without_a_compiler(file: Path) -> None:
     """With no compiler on the PATH, and without importing ringc's or TVM's compiler halves."""
     assert ringc.__file__ is not None
-    environment = {"PATH": "/nonexistent", "PYTHONPATH": str(Path(ringc.__file__).parent.parent), "TVM_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(file)], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        "PATH": "/nonexistent",
+        "PYTHONPATH": str(Path(ringc.__file__).parent.parent),
+        "TVM_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(file)], env=environment, capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) == [True, True, [], [None] * 4, 2]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,8 @@ def mixer(heads: int, dk: int, dv: int, implementation: str, dtype: str = "f32")
     rows, pool = f"{dtype}[N / B, {heads}", f"state<f32[P; {heads}, {dk}, {dv}]>"
     return kernel(
         f"""
-func @mixer(%q: {rows}, {dk}], %k: {rows}, {dk}], %v: {rows}, {dv}], %slopes: f32[{heads}], %state: {pool}, %slots: i32[B], %offsets: i32[B + 1]) {{
+func @mixer(%q: {rows}, {dk}], %k: {rows}, {dk}], %v: {rows}, {dv}], %slopes: f32[{heads}],
+            %state: {pool}, %slots: i32[B], %offsets: i32[B + 1]) {{
   %o, %after = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {{scale = 0.3}} : {rows}, {dv}], {pool}
   return %o, %after
 }}""",
@@ -37,8 +37,7 @@ Make = Callable[[int, int, int, str], Built]
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    folder: Callable[[], Path] = lambda: tmp_path_factory.mktemp("kernel")
-    return cache(lambda heads, dk, dv, implementation: Built(mixer(heads, dk, dv, implementation), folder()))
+    return cache(lambda *sizes: Built(mixer(*sizes), tmp_path_factory.mktemp("kernel")))
 
 
 def inputs(

@@ -18,16 +18,26 @@ from tests.codegen.support_tvm_script import Built, kernel
 
 
 def route(
-    experts: int, top_k: int, attributes: str = "", *, inner: int = 0, packed: str = "", bias: bool = True, parallel: int = 1
+    experts: int,
+    top_k: int,
+    attributes: str = "",
+    *,
+    inner: int = 0,
+    packed: str = "",
+    bias: bool = True,
+    parallel: int = 1,
 ) -> Kernel:
-    taken = [f"%x: f32[N, {inner}]", f"%w: f32[{experts}, {inner}]{packed}"] if inner else [f"%logits: f32[N, {experts}]"]
+    taken = (
+        [f"%x: f32[N, {inner}]", f"%w: f32[{experts}, {inner}]{packed}"] if inner else [f"%logits: f32[N, {experts}]"]
+    )
     taken += [f"%bias: f32[{experts}]"] if bias else []
+    attributes = f"top_k = {top_k}{attributes and ', ' + attributes}"
     product = f"%logits = matmul(%x, %w) {{transpose_b = true, out = f32}} : f32[N, {experts}]" if inner else ""
     return kernel(
         f"""
 func @route({", ".join(taken)}) {{
   {product}
-  %experts, %weights = route(%logits, {"%bias" if bias else "_"}) {{top_k = {top_k}{attributes and ", " + attributes}}} : i32[N, {top_k}], f32[N, {top_k}]
+  %experts, %weights = route(%logits, {"%bias" if bias else "_"}) {{{attributes}}} : i32[N, {top_k}], f32[N, {top_k}]
   return %experts, %weights
 }}""",
         f"tvm.route{{parallel={parallel}}}",

@@ -98,7 +98,9 @@ class TestWriting:
         assert contents(tmp_path) == before
         assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
-    def test_an_unwritable_folder_is_said_before_any_work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unwritable_folder_is_said_before_any_work(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(os, "access", lambda *_a, **_k: False)  # root may write everywhere
         with pytest.raises(ArtifactError, match="permission denied") as caught:
             ringc.compile("ring-tiny", tmp_path / "a", target="torch")

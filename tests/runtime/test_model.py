@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ringc
@@ -18,6 +18,18 @@ from tests.reference.ring_linear import RingConfig, forward
 from tests.runtime.models import reference_config, reference_weights
 
 TOLERANCE = 2e-4
+"""Largest error of a logit, at a standard deviation of 1, where single precision can reach it."""
+
+
+def allowed(config: RingConfig, weights: dict[str, torch.Tensor], ids: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The tolerance; or, where the sequence is ill-conditioned, twice the error of the reference's own code in single precision.
+
+    The norm behind linear attention divides by the size of its input, which is near zero when a first token's query and key happen to be
+    orthogonal: rounding errors grow by that factor, in whatever order they are made.
+    """
+    narrow = {name: w.float() for name, w in weights.items()}
+    plain = [forward(config, narrow, ids, chunk=chunk).logits for chunk in (32, None)]
+    return max(TOLERANCE, 2 * max(float((p.double() - wanted).abs().max()) for p in plain))
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +68,23 @@ def test_a_ragged_batch_equals_its_sequences(
     lengths = [33, 1, 17, 20]
     made = tiny(ids, lengths=lengths)
     for row, n, got in zip(ids, lengths, made, strict=True):
-        assert error(got[:n], forward(config, weights, row[:n]).logits) < TOLERANCE
+        wanted = forward(config, weights, row[:n]).logits
+        assert error(got[:n], wanted) < allowed(config, weights, row[:n], wanted)
         assert not got[n:].any()
 
 
+def test_an_ill_conditioned_sequence_is_no_worse_than_unfused_code(
+    tiny: Model, config: RingConfig, weights: dict[str, torch.Tensor]
+) -> None:
+    """Its first token's attention is 100 times smaller than usual in layer 1, where a group norm enlarges it."""
+    ids = torch.tensor([193, 30, 220, 156, 168, 31, 254, 196, 128, 234, 243, 269, 256, 219, 29, 156, 155])
+    wanted = forward(config, weights, ids).logits
+    limit = allowed(config, weights, ids, wanted)
+    assert TOLERANCE < limit < 2e-3
+    assert error(tiny(ids[None])[0], wanted) < limit
+
+
+@settings(max_examples=12)
 @given(cuts=st.lists(st.integers(1, 59), max_size=4, unique=True), decoded=st.integers(0, 5))
 def test_prefill_cut_anywhere_then_decode(
     tiny: Model, text: tuple[torch.Tensor, torch.Tensor], cuts: list[int], decoded: int

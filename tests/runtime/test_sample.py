@@ -32,7 +32,9 @@ def test_top_k_keeps_the_k_largest() -> None:
     assert found[0] == pytest.approx(float(wanted[0]), abs=0.03)
 
 
-@pytest.mark.parametrize(("top_p", "kept"), [(0.05, {0}), (0.5, {0}), (0.51, {0, 1}), (0.81, {0, 1, 2}), (1.0, {0, 1, 2})])
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.05, {0}), (0.5, {0}), (0.51, {0, 1}), (0.81, {0, 1, 2}), (1.0, {0, 1, 2})]
+)
 def test_top_p_keeps_the_least_set_of_that_probability(top_p: float, kept: set[int]) -> None:
     logits = torch.tensor([0.5, 0.3, 0.2]).log().tolist()
     found = drawn(logits, Sampling(temperature=1.0, top_p=top_p))

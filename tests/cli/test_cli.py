@@ -1,0 +1,225 @@
+"""The command line: every verb once, every kind of mistake, and how long `--help` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ringc.model_defs import list_presets
+
+
+def ringc(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a shell would."""
+    environment = {**os.environ, "COLUMNS": "140", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "ringc", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        input=stdin,
+        errors="replace",
+    )
+
+
+def right(*arguments: str, stdin: str | None = None) -> str:
+    done = ringc(*arguments, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "tiny"
+    text = right("compile", "ring-tiny", "-o", str(folder), "--target", "torch")
+    for shown in ("1,321,888", "7 (4 linear, 3 softmax, 1 dense, 6 moe)", "prefill.short", "N <= 16", "predicted"):
+        assert shown in text
+    return folder
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        text = right("--help")
+        times.append(time.perf_counter() - start)
+    print(f"ringc --help: {min(times):.3f} s at best of 5, {max(times):.3f} s at worst")
+    for verb in (
+        "compile",
+        "run",
+        "inspect",
+        "check",
+        "explain",
+        "opt",
+        "import",
+        "presets",
+        "schema",
+        "doctor",
+        "cache",
+    ):
+        assert f"  {verb} " in text
+    assert min(times) < 0.5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, ringc.cli; heavy = {'torch', 'sympy', 'pydantic', 'networkx', 'tvm', 'triton', 'numpy', 'ruamel', 'safetensors'};"
+        "print(sorted(heavy & {m.partition('.')[0] for m in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_version() -> None:
+    import ringc as package
+
+    assert right("--version") == f"ringc {package.__version__}\n"
+
+
+def test_run_streams_text_and_says_how_fast(folder: Path) -> None:
+    arguments = ["--weights", "random:0", "--prompt", "hello", "--max-new-tokens", "5"]
+    done = ringc("run", str(folder), *arguments, "--temperature", "1", "--top-k", "40", "--top-p", "0.9", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("hello")
+    assert "[6 tokens in, 5 out" in done.stderr  # the prompt and what begins a text
+    assert "tokens/s]" in done.stderr
+
+
+def test_run_of_ids_prints_ids(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("[1, 2, 3]")
+    text = right(
+        "run", str(folder), "--weights", "random:0", "--prompt-ids", str(tmp_path / "ids"), "--max-new-tokens", "4"
+    )
+    assert len([int(t) for t in text.split()]) == 4
+
+
+def test_inspect_lists_and_shows(folder: Path) -> None:
+    text = right("inspect", str(folder))
+    assert "linear_attention_1" in text
+    assert "torch.eager" in text
+    assert right("inspect", str(folder), "row_1") == (folder / "kernels" / "row_1.py").read_text()
+    assert right("inspect", str(folder), "program") == (folder / "program.py").read_text()
+    assert right("inspect", str(folder), "row_1", "--stage", "ir").startswith("func @row_1(")
+    assert "no resources" in right("inspect", str(folder), "--resources")
+
+
+def test_check_passes_and_says_so(folder: Path) -> None:
+    text = right("check", str(folder), "--tokens", "20")
+    assert "prefill in chunks" in text
+    assert "0 wrong" in text
+    assert "WRONG" not in text
+
+
+def test_check_finds_a_wrong_kernel(folder: Path, tmp_path: Path) -> None:
+    right("compile", "ring-tiny", "-o", str(tmp_path / "a"), "--target", "torch")
+    path = tmp_path / "a" / "kernels" / "row_2.py"
+    assert "1e-06" in path.read_text()
+    path.write_text(path.read_text().replace(", 1e-06)", ", 1e-02)"))
+    assert "row_2.py" in ringc("check", str(tmp_path / "a"), "--kernels").stderr
+    done = ringc("check", str(tmp_path / "a"), "--kernels", "--allow-edited")
+    assert done.returncode == 1
+    wrong = [line.split()[0] for line in done.stdout.splitlines() if line.rstrip().endswith("WRONG")]
+    assert wrong == ["row_2"]
+
+
+def test_a_kernel_file_checks_itself(folder: Path) -> None:
+    path = folder / "kernels" / "linear_attention_1.py"
+    done = subprocess.run([sys.executable, str(path), "N=19"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("  ok") == 2
+    assert "N=19" in done.stdout
+    assert "us (median of" in done.stdout
+
+
+def test_explain_says_why(folder: Path) -> None:
+    text = right("explain", str(folder), "schedule")
+    for shown in (
+        "tested from top to bottom",
+        "chunked form of linear attention costs less",
+        "candidates of each kernel",
+        "chosen",
+    ):
+        assert shown in text
+
+
+def test_opt_runs_passes_on_text(tmp_path: Path) -> None:
+    module = "module @m level graph\n\nfunc @f(%x: f32[4]) {\n  %1 = exp(%x) : f32[4]\n  return %x\n}\n"
+    (tmp_path / "m.ring").write_text(module)
+    text = right("opt", str(tmp_path / "m.ring"), "-p", "dce")
+    assert "exp" not in text
+    assert right("opt", "-", "-p", "dce", stdin=module) == text
+    assert "outline" in right("opt", "--list")
+
+
+def test_presets_and_schema() -> None:
+    assert [p["name"] for p in json.loads(right("presets", "--json"))] == list_presets()
+    assert "16,423,448,320" in right("presets")
+    assert right("presets", "ring-tiny").startswith("# ring-tiny")
+    assert json.loads(right("schema"))["$schema"].startswith("https://json-schema.org")
+
+
+def test_import_makes_a_spec(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = ringc("import", str(tmp_path))
+    assert done.returncode == 2
+    assert "LlamaForCausalLM" in done.stderr
+
+
+def test_doctor_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "sm_90" in right("doctor")
+    monkeypatch.setenv("RINGC_CACHE_DIR", str(tmp_path / "cache"))
+    assert "0 kernels" in right("cache")
+    assert "removed 0 kernels" in right("cache", "clear")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compile", "ring-tinny", "-o", "{tmp}/a"], "ring-tiny"),
+        (["compile", "ring-tiny", "-o", "{tmp}/a", "--target", "sm_91"], "no target 'sm_91'"),
+        (["compile", "ring-tiny", "-o", "{tmp}/a", "--dump", "some"], "no dump 'some'"),
+        (["compile", "{tmp}/none.yaml", "-o", "{tmp}/a"], "none.yaml"),
+        (["compile", "ring-tiny", "-o", "/proc/nowhere/a", "--target", "torch"], "/proc/nowhere/a"),
+        (["run", "{tmp}/a", "--weights", "random:0", "--prompt", "x"], "no such folder"),
+        (["run", "{tiny}", "--weights", "random:0"], "one of --prompt and --prompt-ids"),
+        (["run", "{tiny}", "--weights", "random:0", "--prompt", ""], "the prompt is empty"),
+        (["run", "{tiny}", "--weights", "random:0", "--prompt", "x", "--top-p", "2"], "top_p is 2"),
+        (["run", "{tiny}", "--weights", "{tmp}/none", "--prompt", "x"], "no such folder"),
+        (["run", "{tiny}", "--weights", "random:0", "--prompt-ids", "{tmp}/words"], "'hello' is no token id"),
+        (["run", "{tiny}", "--weights", "random:0", "--prompt-ids", "{tmp}/large"], "999 is outside the vocabulary"),
+        (["run", "{tiny}", "--weights", "random:0", "--prompt-ids", "{tmp}/empty"], "holds no token ids"),
+        (
+            ["run", "{tiny}", "--weights", "random:0", "--prompt", "x", "--weights-dtype", "int4"],
+            "can't be kept in 'int4'",
+        ),
+        (["inspect", "{tiny}", "row_0"], "no kernel 'row_0'"),
+        (["inspect", "{tiny}", "row_1", "--stage", "ptx"], "has no stage 'ptx'"),
+        (["inspect", "{tiny}", "row_1", "--stage", "x"], "no stage 'x'"),
+        (["check", "{tmp}"], "manifest.json is missing"),
+        (["explain", "{tiny}", "everything"], "nothing to explain"),
+        (["opt", "{tmp}/words", "-p", "dce"], "words:1"),
+        (["opt", "{tmp}/words", "-p", "dance"], "no pass 'dance'"),
+        (["opt"], "a file is needed"),
+        (["opt", "{tmp}/none", "-p", "dce"], "can't be read"),
+        (["presets", "ring-tinny"], "ring-tiny"),
+        (["cache", "burn"], "can't 'burn'"),
+        (["import", "{tmp}", "--decay", "fast"], "decay"),
+    ],
+)
+def test_a_mistake_is_one_message(folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "words").write_text("hello")
+    (tmp_path / "large").write_text("1 999")
+    (tmp_path / "empty").write_text("[]")
+    done = ringc(*(a.format(tmp=tmp_path, tiny=folder) for a in arguments))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[RC0")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "large", "words"]
