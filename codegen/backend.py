@@ -60,7 +60,7 @@ class Backend(Protocol):
 BACKENDS = {
     "torch": "ringc.codegen.torch.backend:TorchBackend",
     "tvm": "ringc.codegen.tvm.build:TvmBackend",
-    "triton": "ringc.codegen.triton.backend:TritonBackend",
+    "triton": "ringc.codegen.triton.build:TritonBackend",
 }
 """Name -> where its class is."""
 

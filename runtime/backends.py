@@ -36,10 +36,14 @@ class Loader(Protocol):
 
 LOADERS = {
     "torch": "ringc.runtime.backends:TorchLoader",
-    "tvm": "ringc.runtime.tvm_loader:TvmLoader",
-    "triton": "ringc.runtime.triton_loader:TritonLoader",
+    "tvm": "ringc.runtime.tvm_backend:TvmLoader",
+    "triton": "ringc.runtime.triton_backend:TritonLoader",
 }
 """Name -> where its class is."""
+
+
+BUILT_AHEAD = frozenset({"tvm"})
+"""Back ends that run what the compiler built; the others run the source."""
 
 
 def loader(name: str) -> Loader:
@@ -109,7 +113,15 @@ class Kernels:
     def __getitem__(self, name: str) -> Launcher:
         if name not in self._launchers:
             entry = self.artifact.kernels[name]
-            self._launchers[name] = self.loader(str(entry["backend"])).load(self.artifact, name, entry)
+            if str(entry["backend"]) in BUILT_AHEAD and self.artifact.is_edited(name):
+                # What was built is of the source as it was: an edited one is built again, which needs the compiler.
+                from ringc.codegen.backend import backend
+
+                self._launchers[name] = backend(str(entry["backend"])).launcher(
+                    self.artifact.path(entry["source"]), name
+                )
+            else:
+                self._launchers[name] = self.loader(str(entry["backend"])).load(self.artifact, name, entry)
         return self._launchers[name]
 
     def bind(self, name: str, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:

@@ -63,14 +63,12 @@ def check_model(
     *,
     tokens: int = 40,
     progress: Progress = lambda _what, _done, _total: None,
-) -> tuple[list[Compared], str]:
+) -> list[Compared]:
     """The whole model: one call, prefill in chunks, decode, many sequences, against the graph as the front end wrote it, in fp64.
 
     A model has inputs at which a rounding decides: which expert is taken, or what a norm makes of a vector that is nearly zero. Where a
-    result is wrong and the reference itself jumps when its weights are changed by a rounding, random weights are drawn anew.
-
-    Returns:
-        What was compared, and the weights that were used in the end.
+    result is wrong and the reference itself jumps when its weights are changed by a rounding, random weights are drawn anew, and the
+    results' names say which were used.
 
     Raises:
         RunError: the double-precision weights don't fit into memory.
@@ -81,10 +79,10 @@ def check_model(
     )
     module = read_module(artifact, "input")
     for attempt in range(REDRAWS + 1):
-        trial = _Trial(artifact, module, weights, tokens, progress)
+        trial = _Trial(artifact, module, weights, tokens, progress, note=f" (redrawn: {weights})" if attempt else "")
         compared = trial.compare()
         if all(one.passed for one in compared) or not trial.on_edge():
-            return compared, weights
+            return compared
         if not weights.startswith("random:") or attempt == REDRAWS:
             raise RunError(
                 "the reference changes with a rounding of its weights: nothing can be compared",
@@ -105,7 +103,10 @@ class _Batch:
 class _Trial:
     """One comparison with one set of weights."""
 
-    def __init__(self, artifact: Artifact, module: Module, weights: str, tokens: int, progress: Progress) -> None:
+    def __init__(
+        self, artifact: Artifact, module: Module, weights: str, tokens: int, progress: Progress, *, note: str
+    ) -> None:
+        self.note = note
         self.module = module
         self.progress = progress
         self.model = Model(artifact, weights)
@@ -195,7 +196,7 @@ class _Trial:
         a = torch.cat([m.reshape(-1, self.vocabulary) for m in made]).cpu().double()
         b = torch.cat([w.reshape(-1, self.vocabulary) for w in wanted])
         scale = max(1.0, float(b.std()))
-        return Compared(name, tuple(a.shape), float((a - b).abs().max()) / scale, self.tolerance)
+        return Compared(name + self.note, tuple(a.shape), float((a - b).abs().max()) / scale, self.tolerance)
 
     def on_edge(self) -> bool:
         """Whether the reference jumps when each weight is changed by a rounding of the model's arithmetic."""

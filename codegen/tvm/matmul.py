@@ -97,7 +97,7 @@ def prologue(stages: Stages, body: Block, value: Value, parallel: bool) -> Value
     name = stages.names.fresh(value.name or "left")
     sizes = ", ".join(text(stages.math.size(d)) for d in value.shape)
     stages.w(f'{name} = T.alloc_buffer(({sizes}), "{STORED[value.type.dtype]}", scope="global")')
-    write_rows(stages, front, {0: name}, parallel)
+    write_rows(stages, front, {0: name}, parallel, inside={name})
     stages.place(value, argument_place(stages.math, name, value.type))
     return value
 

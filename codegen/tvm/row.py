@@ -6,7 +6,7 @@ that no output is and that only its own phase reads lives in scalars and row buf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -71,6 +71,8 @@ class Item:
     op: Op | None
     rows: Dim | None
     output: str | None = None
+    argument: bool = False
+    """Whether the output is a tensor of the caller's."""
     reads: list[tuple[Value, Sequence[Expr]]] = field(default_factory=list)
 
 
@@ -108,27 +110,35 @@ class _Probe:
         return list(self.found)
 
 
-def write_rows(stages: Stages, body: Block, outputs: dict[int, str], parallel: bool) -> None:
-    """Write the loops that compute a region's outputs; `outputs` names the tensors of those that are no state."""
-    for phase in _phases(stages, _items(body, outputs)):
+def write_rows(stages: Stages, body: Block, outputs: dict[int, str], parallel: bool, inside: Collection[str] = ()) -> None:
+    """Write the loops that compute a region's outputs.
+
+    Args:
+        stages: where the arguments are read.
+        body: the region.
+        outputs: result number -> tensor, for the results that are no state.
+        parallel: whether rows are shared out among threads.
+        inside: those outputs that are tensors of the function, not of the caller.
+    """
+    for phase in _phases(stages, _items(body, outputs, inside)):
         _write_phase(stages, body, phase, parallel)
 
 
-def _items(body: Block, outputs: dict[int, str]) -> list[Item]:
+def _items(body: Block, outputs: dict[int, str], inside: Collection[str]) -> list[Item]:
     kept = set(chosen_stages(body))
     names: dict[Value, str] = {}
     copies: list[Item] = []
     for i, name in outputs.items():
         value = body.outputs[i]
         if value.op is None or value in names:
-            copies.append(Item(value, None, _rows(value), name))
+            copies.append(Item(value, None, _rows(value), name, name not in inside))
         else:
             names[value] = name
     items: list[Item] = []
     for op in body.ops:
         if isinstance(op, StateAppend):
             items.append(Item(op.rows, op, op.slots.shape[0]))
-        items += [Item(v, op, _rows(v), names.get(v)) for v in op.results if v in kept]
+        items += [Item(v, op, _rows(v), names.get(v), v in names and names[v] not in inside) for v in op.results if v in kept]
     return items + copies
 
 
@@ -210,7 +220,7 @@ def _write_item(stages: Stages, phase: Phase, item: Item, lead: list[Expr]) -> N
     if item.output is not None:
         name = item.output
         place = argument_place(math, name, value.type)
-        target = Target(lambda at, e: f"{name}[{', '.join(map(text, at)) or '()'}] = {e}", STORED[dtype])
+        target = Target(lambda at, e: f"{name}[{', '.join(map(text, at)) or '()'}] = {e}", STORED[dtype], item.argument)
     elif product(trailing) == 1:
         name = names.fresh(value.name or _hint(item.op))
         computed = math.literal(0, dtype).dtype
@@ -250,7 +260,7 @@ def _append(stages: Stages, body: Block, op: StateAppend, row: Expr | None) -> N
         raise CodegenError("a row kernel appends to pools that are its arguments")
     pool = names[origin]
     with w.block(f"if {slot} >= 0:"):
-        target = Target(lambda at, e: f"{pool}[{', '.join([slot, position, *map(text, at[1:])])}] = {e}", STORED[origin.type.dtype])
+        target = Target(lambda at, e: f"{pool}[{', '.join([slot, position, *map(text, at[1:])])}] = {e}", STORED[origin.type.dtype], argument=True)
         if op.rows.tensor.rank == 1:
             stages.statement(stages.element(op.rows, [row]), lambda e: target.store([row], e), None, target.dtype)
         else:

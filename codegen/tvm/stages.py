@@ -65,7 +65,14 @@ def primitive(body: Block) -> Block:
 
 
 def chosen_stages(body: Block) -> list[Value]:
-    """The values of a region that are kept, in the order in which they are made."""
+    """The values of a region that are kept, in the order in which they are made.
+
+    Raises:
+        CodegenError: an operation is neither element-wise nor a reduction nor an append.
+    """
+    for op in body.ops:
+        if not isinstance(op, Elementwise | Reduction | SegmentIds | StateAppend):
+            raise CodegenError(f"a row kernel of TVM has no form for {op.name}")
     kept = {v for v in body.outputs if v.op is not None and not isinstance(v.type, StateType)}
     kept |= {op.result for op in body.ops if isinstance(op, Reduction | SegmentIds)}
     weight: dict[Value, int] = dict.fromkeys(body.args, 0)
@@ -134,10 +141,18 @@ def _row_bytes(value: Value) -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a stage goes: `store(index, value)` is the statement that keeps an element."""
+    """Where a stage goes.
+
+    Attributes:
+        store: the statement that keeps an element, from the texts of its index and its value.
+        dtype: type of the elements in memory.
+        argument: whether it is a tensor that the caller gave. TVM may lay a tensor of the function into the memory of one that it is
+            computed from, and then an element must not be computed twice.
+    """
 
     store: Callable[[Sequence[Expr], str], str]
     dtype: str
+    argument: bool = False
 
 
 class Stages:
@@ -209,8 +224,8 @@ class Stages:
         sizes = dict(zip(axes, value.shape[len(lead) :], strict=True))
 
         def leaf(axes: Sequence[Expr], index: Sequence[Expr]) -> None:
-            with self.chunks(axes, index, sizes) as (at, lane):
-                self.statement(self.element(value, at), lambda e: target.store(at, e), lane, target.dtype)
+            for at, lane in self.vectors(axes, index, sizes, overlap=target.argument):
+                self.statement(self.element(value, at), lambda e, at=at: target.store(at, e), lane, target.dtype)  # type: ignore[misc]
 
         self._pieces = 0
         self.nest(axes, [*lead, *axes], lambda at: self.element(value, at), leaf)
@@ -269,7 +284,7 @@ class Stages:
             partial, dtype = self._accumulator(op, lanes)
 
             def leaf(axes: Sequence[Expr], at: Sequence[Expr]) -> None:
-                for piece, lane in self._cut(axes, at, sizes, lanes):
+                for piece, lane in self.vectors(axes, at, sizes, most=lanes):
                     mine = self.math.load(partial, [lane or self.math.number(0)], op.results[0].type.dtype)
                     self.statement(self._combined(op, mine, term(piece)), lambda e, m=mine: f"{text(m)} = {e}", lane, dtype)  # type: ignore[misc]
 
@@ -280,19 +295,18 @@ class Stages:
                 sizes: Mapping[Expr, object], term: Callable[[Sequence[Expr]], Expr], rank: int, target: Target) -> None:  # fmt: skip
         """A reduction along other axes than the last: one result a lane."""
         dtype = op.results[0].type.dtype
-        with self.chunks(axes, index, outer, before=True) as (at, lane):
+        for start, lane in self.vectors(axes, index, outer, overlap=target.argument):
             partial, stored = self._accumulator(op, self._width(lane))
             mine = self.math.load(partial, [lane or self.math.number(0)], dtype)
 
-            def leaf(axes: Sequence[Expr], at: Sequence[Expr]) -> None:
+            def leaf(axes: Sequence[Expr], at: Sequence[Expr], mine: Expr = mine, lane: Expr | None = lane, stored: str = stored) -> None:
                 with ExitStack() as stack:
                     for axis in axes:
                         stack.enter_context(self.loop(axis, sizes))
-                    with self.lanes(lane):
-                        self.statement(self._combined(op, mine, term(at)), lambda e: f"{text(mine)} = {e}", lane, stored, opened=True)
+                    self.statement(self._combined(op, mine, term(at)), lambda e: f"{text(mine)} = {e}", lane, stored)
 
-            self.nest(inside, list(at), term, leaf)
-            self.statement(self._mean(op, mine), lambda e: target.store(at[:rank], e), lane, target.dtype)
+            self.nest(inside, list(start), term, leaf)
+            self.statement(self._mean(op, mine), lambda e, at=start: target.store(at[:rank], e), lane, target.dtype)  # type: ignore[misc]
 
     def _accumulator(self, op: Op, lanes: int) -> tuple[str, str]:
         """Declares partial results and sets them to the reduction's neutral element."""
@@ -372,63 +386,46 @@ class Stages:
         with self.w.block(head):
             yield
 
-    @contextmanager
-    def chunks(
-        self, axes: Sequence[Expr], index: Sequence[Expr], sizes: Mapping[Expr, object], before: bool = False
+    def vectors(
+        self, axes: Sequence[Expr], index: Sequence[Expr], sizes: Mapping[Expr, object], *, overlap: bool = False, most: int = LANES
     ) -> Iterator[tuple[list[Expr], Expr | None]]:
-        """Loops over all axes, the last in vectors: gives the index and the lane, or no lane where there is no vector."""
-        with ExitStack() as stack:
-            for axis in axes[:-1]:
-                stack.enter_context(self.loop(axis, sizes))
-            last = axes[-1] if axes else None
-            if last is None or last.range[1] is None or last.range[0] is None or last.range[1] - last.range[0] < 1:
-                if last is not None:
-                    stack.enter_context(self.loop(last, sizes))
-                yield list(index), None
-                return
-            low, count = last.range[0], last.range[1] - last.range[0] + 1
-            lanes = _lanes(count)
-            lane = self.math.variable(self.role("l"), 0, lanes - 1)
-            start = self.math.number(low)
-            if count % lanes:  # the last vector overlaps the one before
-                step = self.math.variable(self.role("v"), 0, -(-count // lanes) - 1)
-                stack.enter_context(self.loop(step, {}))
-                at = self.math.apply("mul", step, self.math.number(lanes))
-                at = self.math.apply("add", self.math.apply("minimum", at, self.math.number(count - lanes)), start)
-                start = self.math.variable(str(last.what), low, low + count - lanes)
-                self.w(f"{start.what}: T.let = {text(at)}")
-            elif count > lanes:
-                step = self.math.variable(self.role("v"), 0, count // lanes - 1)
-                stack.enter_context(self.loop(step, {}))
-                start = self.math.apply("add", self.math.apply("mul", step, self.math.number(lanes)), start)
-            value = self.math.apply("add", start, lane)
-            yield [self.math.replace(i, {last: value}) for i in index], lane
+        """Loops over all axes, the last in vectors of at most so many lanes: gives index and lane of each piece, to write what is inside.
 
-    def _cut(self, axes: Sequence[Expr], index: Sequence[Expr], sizes: Mapping[Expr, object], lanes: int
-             ) -> Iterator[tuple[list[Expr], Expr | None]]:  # fmt: skip
-        """Loops over all axes, the last in vectors that don't overlap: smaller ones for what is left over."""
+        What is left over at the end is done by a vector that overlaps the one before it, or else by smaller vectors. The lane is None
+        where there is no vector.
+        """
+        math = self.math
         with ExitStack() as stack:
             for axis in axes[:-1]:
                 stack.enter_context(self.loop(axis, sizes))
             last = axes[-1] if axes else None
-            if last is None or lanes == 1 or last.range[0] is None or last.range[1] is None:
+            if last is None or most == 1 or last.range[0] is None or last.range[1] is None:
                 if last is not None:
                     stack.enter_context(self.loop(last, sizes))
                 yield list(index), None
                 return
             low, left = last.range[0], last.range[1] - last.range[0] + 1
             while left:
-                width = min(lanes, _lanes(left))
-                times = left // width
+                width = min(most, _lanes(left))
+                laps = overlap and left % width != 0
+                times = -(-left // width) if laps else left // width
+                lane = math.variable(self.role("l"), 0, width - 1) if width > 1 else math.number(0)
                 with ExitStack() as inner:
-                    start = self.math.number(low)
+                    start = math.number(low)
                     if times > 1:
-                        step = self.math.variable(self.role("v"), 0, times - 1)
+                        step = math.variable(self.role("v"), 0, times - 1)
                         inner.enter_context(self.loop(step, {}))
-                        start = self.math.apply("add", self.math.apply("mul", step, self.math.number(width)), start)
-                    lane = self.math.variable(self.role("l"), 0, width - 1) if width > 1 else None
-                    value = self.math.apply("add", start, lane) if lane else start
-                    yield [self.math.replace(i, {last: value}) for i in index], lane
+                        start = math.apply("mul", step, math.number(width))
+                        if laps:
+                            at = math.apply("add", math.apply("minimum", start, math.number(left - width)), math.number(low))
+                            start = math.variable(str(last.what), low, low + left - width)
+                            self.w(f"{start.what}: T.let = {text(at)}")
+                        else:
+                            start = math.apply("add", start, math.number(low))
+                    value = math.apply("add", start, lane)
+                    yield [math.replace(i, {last: value}) for i in index], lane if width > 1 else None
+                if laps:
+                    return
                 low, left = low + times * width, left - times * width
 
     @contextmanager
@@ -446,14 +443,12 @@ class Stages:
 
     # -- statements
 
-    def statement(
-        self, e: Expr, store: Callable[[str], str], lane: Expr | None, dtype: str, opened: bool = False
-    ) -> None:
-        """Keep a value; what occurs in it several times gets a name. `opened`: the vector loop is open already."""
+    def statement(self, e: Expr, store: Callable[[str], str], lane: Expr | None, dtype: str) -> None:
+        """Keep a value; what occurs in it several times gets a name."""
         e = self.math.convert(e, dtype)
         named: dict[Expr, str] = {}
         lines: list[str] = []
-        for part in [] if opened else repeated(e):
+        for part in repeated(e):
             name = self.names.fresh(self._hints.get(part) or "t")
             if lane is None:
                 lines.append(f"{name}: T.let = {text(part, named)}")
@@ -462,7 +457,7 @@ class Stages:
                 self.w(f'{name} = T.alloc_buffer(({self._width(lane)},), "{part.dtype}", scope="global")')
                 lines.append(f"{name}[{lane.what}] = {text(part, named)}")
                 named[part] = f"{name}[{lane.what}]"
-        with self.lanes(None if opened else lane):
+        with self.lanes(lane):
             for line in lines:
                 self.w(line)
             self.w(store(text(e, named)))

@@ -74,7 +74,7 @@ class Bar:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """So much of this is done."""
-        if time.monotonic() - self._began < PATIENCE:
+        if time.monotonic() - self._began < PATIENCE or not sys.stderr.isatty():
             return
         if self._progress is None:
             self._progress = _progress()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ def ringc(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProc
     environment = {**os.environ, "COLUMNS": "140", "NO_COLOR": "1"}
     return subprocess.run(
         [sys.executable, "-m", "ringc", *arguments],
+        check=False,
         capture_output=True,
         text=True,
         timeout=300,
@@ -44,12 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_is_quick() -> None:
-    times = []
+    text, walls, processors = "", [], []
     for _ in range(5):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         text = right("--help")
-        times.append(time.perf_counter() - start)
-    print(f"ringc --help: {min(times):.3f} s at best of 5, {max(times):.3f} s at worst")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        walls.append(time.perf_counter() - start)
+        processors.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    print(f"ringc --help: {min(walls):.3f} s by the clock, {min(processors):.3f} s of a processor (best of 5)")
     for verb in (
         "compile",
         "run",
@@ -64,7 +68,8 @@ def test_help_is_quick() -> None:
         "cache",
     ):
         assert f"  {verb} " in text
-    assert min(times) < 0.5
+    # The processor's time: the clock's depends on what else runs. On an idle machine they are the same.
+    assert min(processors) < 0.5
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -72,7 +77,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys, ringc.cli; heavy = {'torch', 'sympy', 'pydantic', 'networkx', 'tvm', 'triton', 'numpy', 'ruamel', 'safetensors'};"
         "print(sorted(heavy & {m.partition('.')[0] for m in sys.modules}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -130,7 +135,7 @@ def test_check_finds_a_wrong_kernel(folder: Path, tmp_path: Path) -> None:
 
 def test_a_kernel_file_checks_itself(folder: Path) -> None:
     path = folder / "kernels" / "linear_attention_1.py"
-    done = subprocess.run([sys.executable, str(path), "N=19"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(path), "N=19"], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("  ok") == 2
     assert "N=19" in done.stdout

@@ -1,5 +1,6 @@
 """The host program: guards in order, buffers that don't overlap while both are in use, states in place."""
 
+# ruff: noqa: E501 - the text form of the IR has one operation a line
 from __future__ import annotations
 
 from contextlib import contextmanager

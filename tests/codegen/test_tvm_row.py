@@ -96,10 +96,11 @@ func @row(%x: f32[4*N, 8]) {
   return %2
 }""",
     "slot_of_token": """
-func @row(%offsets: i32[B + 1], %slots: i32[B]) {
+func @row(%offsets: i32[B + 1], %slots: i32[B], %ids: i32[N / B]) {
   %0 = segment_ids(%offsets) {length = N} : i32[N / B]
-  %slot_of_token = gather(%slots, %0) : i32[N / B]
-  return %slot_of_token
+  %1 = gather(%slots, %0) : i32[N / B]
+  %2 = add(%1, %ids) : i32[N / B]
+  return %2
 }""",
     "angles": """
 func @row(%positions: i32[N], %frequencies: f32[1, 9]) {
@@ -130,13 +131,13 @@ func @row(%x: f32[N, 37]) {
 }""",
     "parts": """
 func @row(%x: f32[N, 7], %y: f32[N, 22], %ids: i32[N, 5]) {
-  %1 = concat(%x, %y, %x) {axis = 1} : f32[N, 36]
+  %1 = concat([%x, %y, %x]) {axis = 1} : f32[N, 36]
   %2 = reshape(%1) {shape = [N, 9, 4]} : f32[N, 9, 4]
   %3 = transpose(%2) {axes = [0, 2, 1]} : f32[N, 4, 9]
   %4 = slice(%3) {axis = 2, start = 1, stop = 9, step = 3} : f32[N, 4, 3]
   %5 = take_along(%y, %ids) : f32[N, 5]
   %6 = exp(%5) : f32[N, 5]
-  %7 = concat(%x, %1) {axis = 1} : f32[N, 43]
+  %7 = concat([%x, %1]) {axis = 1} : f32[N, 43]
   return %4, %6, %7
 }""",
     "masks": """
@@ -202,9 +203,16 @@ def test_a_slot_that_is_nobodys(make: Callable[[str], Built]) -> None:
 def test_segments(make: Callable[[str], Built], lengths: list[int]) -> None:
     built = make("slot_of_token")
     slots = torch.arange(10, 10 + len(lengths)).int()
-    out = torch.full((sum(lengths),), -7, dtype=torch.int32)
-    built.launch(offsets_of(lengths), slots, out)  # the number of rows is the output's alone
+    (out,) = built.results([offsets_of(lengths), slots, torch.zeros(sum(lengths)).int()])
     assert out.tolist() == [10 + b for b, n in enumerate(lengths) for _ in range(n)]
+
+
+def test_a_size_of_outputs_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    text = "func @row(%offsets: i32[B + 1]) {\n  %1 = segment_ids(%offsets) {length = N} : i32[N / B]\n  return %1\n}"
+    built = Built(kernel(text, "tvm.row{parallel=0}"), tmp_path_factory.mktemp("kernel"))
+    ids = torch.full((5,), 9, dtype=torch.int32)
+    built.launch(offsets_of([2, 0, 3]), ids)
+    assert ids.tolist() == [0, 0, 2, 2, 2]
 
 
 def test_what_is_kept() -> None:
@@ -263,7 +271,7 @@ func @main(%x: f32[N / B, 45], %y: f32[N / B, 45], %w: f32[45], %offsets: i32[B 
   %scaled = mul(%flat, %w) : f32[N / B, 45]
   %left = slice(%scaled) {axis = 1, start = 0, stop = 45, step = 2} : f32[N / B, 23]
   %right = slice(%scaled) {axis = 1, start = 1, stop = 45, step = 2} : f32[N / B, 22]
-  %joined = concat(%left, %right) {axis = 1} : f32[N / B, 45]
+  %joined = concat([%left, %right]) {axis = 1} : f32[N / B, 45]
   %out = rms_norm(%joined, %w) : f32[N / B, 45]
   %mean = mean(%out) {axes = [1]} : f32[N / B]
   return %out, %mean

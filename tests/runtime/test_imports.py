@@ -35,5 +35,7 @@ assert not passes, passes
 
 
 def test_an_artifact_runs_without_the_compiler_s_packages(tiny_folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", CODE, str(tiny_folder)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(tiny_folder)], check=False, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr

@@ -209,7 +209,7 @@ class TestGenerate:
         ],
     )
     def test_wrong_parameters_are_named(self, tiny: Model, options: dict[str, float]) -> None:
-        with pytest.raises(RunError, match="temperature|top_|max_new"):
+        with pytest.raises(RunError, match=r"temperature|top_|max_new"):
             tiny.generate([1], **options)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,259 @@
+"""Every Triton template at a real model's sizes in bf16, on a GPU, against fp64. One case is one kernel function by one implementation."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ringc.codegen.backend import run_source
+from ringc.codegen.emit import emit
+from ringc.codegen.inputs import _Inputs
+from ringc.codegen.kernel import Kernel, kernel_of
+from ringc.codegen.triton.jit import prepare_jit
+from ringc.ir.core import Env, Function, Value
+from ringc.ir.interpret import run_block
+from ringc.ir.ops.mixers import Attention, LinearAttention
+from ringc.ir.ops.routing import Route
+from ringc.ir.text_parse import parse_module
+from ringc.ir.types import StateType, TensorType
+from ringc.passes.schedules.candidates import candidates
+from ringc.passes.target import target
+
+KERNELS = Path(__file__).parent / "data" / "kernels.ring"
+TOKENS = (1, 2, 15, 16, 17, 63, 64, 65, 1000)
+ROWS = ((1, 1), (2, 16), (17, 0))
+"""The ranges of row counts that implementations are chosen for. Whatever it was chosen for, a kernel must be right for all `TOKENS`."""
+
+MULTIPLE = 8.0
+"""How many times the largest error of the unfused computation in the same precision a kernel's may be."""
+
+SLACK = 8.0
+"""In units of the last place of the largest element: what is allowed even where the unfused computation happens to be exact."""
+
+FROBENIUS = 0.015
+"""The relative error of a whole bf16 result, on random inputs; a third of it on integer ones."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel function made by one implementation."""
+
+    name: str
+    kernel: Kernel
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What checking a case gave: its worst relative errors by result on random and on integer inputs, or what failed first."""
+
+    runs: int
+    random: float
+    integer: float
+    failed: str = ""
+
+
+def cases() -> list[Case]:
+    """All of them: each function of the file by each implementation that the schedulers know."""
+    found: list[Case] = []
+    for function in parse_module(KERNELS.read_text(), KERNELS).functions.values():
+        seen: set[str] = set()
+        for rows in ROWS:
+            for candidate in candidates(function.notes["family"], function.body, rows, target("sm_90")):
+                if candidate.illegal or candidate.implementation in seen:
+                    continue
+                seen.add(candidate.implementation)
+                notes = {"family": function.notes["family"], "implementation": candidate.implementation, "workspace": candidate.workspace}
+                number = len(seen)
+                made = Function(f"{function.name}_{number}", function.body.clone(), **notes)
+                found.append(Case(made.name, kernel_of(made)))
+    return found
+
+
+def case(name: str) -> Case:
+    return next(c for c in cases() if c.name == name)
+
+
+def build(kernel: Kernel, folder: Path) -> tuple[Callable[..., None], dict[str, Any]]:
+    """The kernel's `launch`, and all names of its file."""
+    prepare_jit(strict=False)
+    path = folder / f"{kernel.name}.py"
+    path.write_text(emit(kernel).text)
+    names = run_source(path)
+    return names["launch"], names
+
+
+class DeviceInputs(_Inputs):
+    """Inputs whose floating-point numbers are drawn on the GPU; whole numbers from -1 to 1 where `integers_only` is set."""
+
+    def __init__(self, function: Function, sizes: dict[str, int], seed: int, *, integers_only: bool) -> None:
+        super().__init__(function.body, sizes, seed, one_each=False)
+        self.integers_only = integers_only
+        self.device_generator = torch.Generator("cuda").manual_seed(seed)
+
+    def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
+        if self.integers_only:
+            return torch.randint(-1, 2, shape, generator=self.device_generator, device="cuda").float()
+        return torch.randn(shape, generator=self.device_generator, device="cuda")
+
+    def numbers(self, arg: Value, type: TensorType) -> torch.Tensor:
+        users = arg.users()
+        if any(isinstance(u, LinearAttention) and u.slopes is arg for u in users):
+            # Ring-linear's slopes; without decay, whole numbers stay whole.
+            heads = self.env.shape(type.shape)[0]
+            steps = torch.arange(1, heads + 1, device="cuda")
+            return torch.zeros(heads, device="cuda") if self.integers_only else torch.exp2(-8.0 * steps / heads)
+        if self.integers_only:
+            # A router's logits near zero: far from it, fp32's sigmoid can't tell experts apart that fp64's can.
+            routes = any(isinstance(op, Route) for op in self.block.ops)
+            narrow = 1 / 64 if routes and len(type.shape) == 2 and type.dtype.bytes == 4 else 0.0 if routes and len(type.shape) == 1 else 1.0
+            return (self.normal(self.env.shape(type.shape)) * narrow).to(type.dtype.torch)
+        return super().numbers(arg, type)
+
+    def one(self, arg: Value) -> torch.Tensor:
+        return super().one(arg).to("cuda")
+
+
+def sizes_of(tokens: int, sequences: int) -> dict[str, int]:
+    """Values of all symbols."""
+    return {"N": tokens, "B": sequences, "P": sequences + 2, "S": tokens + 100, "R": min(5, tokens)}
+
+
+def call_tensors(kernel: Kernel, inputs: Sequence[torch.Tensor], sizes: dict[str, int]) -> list[torch.Tensor]:
+    """Copies of the inputs, then poisoned outputs and workspaces."""
+    env = Env(sizes)
+    return [x.clone() for x in inputs] + [poisoned(env, t) for t in (*kernel.outputs, *kernel.workspace)]
+
+
+def poisoned(env: Env, type: TensorType) -> torch.Tensor:
+    dtype = type.dtype.torch
+    value: float = math.nan if dtype.is_floating_point else 1 if dtype == torch.bool else torch.iinfo(dtype).max
+    return torch.full(env.shape(type.shape), value, dtype=dtype, device="cuda")
+
+
+def reference(kernel: Kernel, inputs: Sequence[torch.Tensor], sizes: dict[str, int], precision: torch.dtype | None) -> list[torch.Tensor]:
+    """What the kernel's IR gives in a precision; None: in the stored types."""
+    body = kernel.function.body
+    if isinstance(body.ops[0], Attention):
+        # Its decomposition copies the whole cache for every token.
+        return [attention(body.ops[0].scale, *inputs, precision=precision)]
+    with torch.device("cuda"):
+        return run_block(body, [x.clone() for x in inputs], Env(sizes, precision))
+
+
+def attention(
+    scale: float,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: torch.Tensor,
+    offsets: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    precision: torch.dtype | None,
+) -> torch.Tensor:
+    """Softmax attention sequence by sequence."""
+    made = torch.zeros_like(q, dtype=precision or q.dtype)
+    group = q.shape[1] // keys.shape[2]
+    for b, (start, stop) in enumerate(pairwise(offsets.tolist())):
+        slot = int(slots[b])
+        if slot < 0 or start == stop:
+            continue
+        here = positions[start:stop].long()
+        longest = int(here.max()) + 1
+        wide = precision or torch.float32
+        k, v = (x[slot, :longest].to(wide).repeat_interleave(group, 1) for x in (keys, values))
+        scores = torch.einsum("thd,shd->hts", q[start:stop].to(wide), k) * scale
+        seen = torch.arange(longest, device=q.device)[None, :] <= here[:, None]
+        weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
+        made[start:stop] = torch.einsum("hts,shd->thd", weights, v).to(made.dtype)
+    return made
+
+
+def results(kernel: Kernel, given: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The function's results among the tensors of a call."""
+    outputs = iter(given[len(kernel.function.body.args) :])
+    for i, value in enumerate(kernel.function.body.outputs):
+        yield given[kernel.in_place[i]] if isinstance(value.type, StateType) else next(outputs)
+
+
+def check(case: Case, tokens: Sequence[int] = TOKENS) -> Outcome:
+    """Build a case and compare all its results at all sizes, on random and on integer inputs; stops at the first that is wrong."""
+    kernel = case.kernel
+    worst = {False: 0.0, True: 0.0}
+    runs = 0
+    with tempfile.TemporaryDirectory() as folder:
+        launch, _ = build(kernel, Path(folder))
+        for n in tokens:
+            for sequences in sorted({1, min(n, 6)}):
+                for integers_only in (True, False):
+                    sizes = sizes_of(n, sequences)
+                    inputs = DeviceInputs(kernel.function, sizes, 7 * n + sequences, integers_only=integers_only).all()
+                    given = call_tensors(kernel, inputs, sizes)
+                    launch(*given)
+                    torch.cuda.synchronize()
+                    runs += 1
+                    exact = reference(kernel, inputs, sizes, torch.float64)
+                    plain = reference(kernel, inputs, sizes, None)
+                    for i, (made, want, usual) in enumerate(zip(results(kernel, given), exact, plain, strict=True)):
+                        error, complaint = compare(kernel, made, want, usual, integers_only=integers_only)
+                        worst[integers_only] = max(worst[integers_only], error)
+                        if complaint:
+                            kind = "integer" if integers_only else "random"
+                            said = f"result {i} at N={n}, B={sequences}, {kind} inputs: {complaint}"
+                            return Outcome(runs, worst[False], worst[True], said)
+    return Outcome(runs, worst[False], worst[True])
+
+
+def compare(kernel: Kernel, made: torch.Tensor, want: torch.Tensor, usual: torch.Tensor, *, integers_only: bool) -> tuple[float, str]:
+    """The relative error of a whole result, and what is wrong with it, if anything.
+
+    On integer inputs most sums are exact, so the reference is rounded to the result's type first: a right product then shows no error.
+    """
+    if made.shape != want.shape:
+        return math.inf, f"shape {tuple(made.shape)} in the place of {tuple(want.shape)}"
+    if not made.numel():
+        return 0.0, ""
+    routes = any(isinstance(op, Route) for op in kernel.function.body.ops)
+    if not made.dtype.is_floating_point:
+        wrong = made.long() != want.long()
+        if routes:
+            # Scores that are equal up to fp32's rounding may change places: a few rows in a thousand.
+            rows = float(wrong.any(-1).float().mean())
+            return rows, "" if rows <= 0.005 else f"{rows:.1%} of rows differ"
+        share = float(wrong.float().mean())
+        return share, "" if share == 0 else f"{share:.1%} of elements differ"
+    tolerance = FROBENIUS
+    if integers_only:
+        want, tolerance = want.to(made.dtype).double(), FROBENIUS / 3
+    made, usual = made.double(), usual.double()
+    if not bool(torch.isfinite(made).all()):
+        return math.inf, f"{int((~torch.isfinite(made)).sum())} of {made.numel()} elements aren't finite"
+    error = float((made - want).norm() / (want.norm() + 1e-30))
+    if routes:
+        return error, "" if error < 0.01 else f"relative error {error:.1e}"
+    largest = float(want.abs().max()) or 1.0
+    eps = torch.finfo(torch.bfloat16).eps
+    biggest, allowed = (float((x - want).abs().max()) / largest for x in (made, usual))
+    allowed = MULTIPLE * allowed + SLACK * eps / 4
+    if biggest > allowed:
+        return error, f"an element is off by {biggest:.1e} of the largest, allowed {allowed:.1e}"
+    return error, "" if error <= tolerance else f"relative error {error:.1e}"
+
+
+def binaries(names: dict[str, Any]) -> str:
+    """Registers and spills of what Triton's JIT has compiled of a kernel file, as far as this version of Triton tells."""
+    found: list[str] = []
+    for name, function in names.items():
+        for held in getattr(function, "device_caches", {}).values():
+            for made in held[0].values():
+                registers, spills = getattr(made, "n_regs", None), getattr(made, "n_spills", None)
+                if registers is not None:
+                    found.append(f"{name} {registers}r" + (f" {spills} spills" if spills else ""))
+    return ", ".join(found)

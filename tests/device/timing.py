@@ -1,0 +1,215 @@
+"""Times kernels on a GPU: `python -m tests.device.timing`. Peers are timed beside them where RINGC_PEERS names the folder of proto_*.py.
+
+Each time is the median over replays of a CUDA graph, with the level-2 cache overwritten before each. A row that fails says why, and the
+next one goes on. RINGC_DEADLINE, in seconds since the epoch, is when no further row is begun.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ringc.codegen.kernel import Kernel
+from ringc.ir.core import Env
+from ringc.ir.ops.cost import region_bytes
+from ringc.passes.schedules.products import flops_of
+from tests.device.cases import DeviceInputs, attention, binaries, build, call_tensors, cases, results
+
+REPLAYS = 40
+
+
+def microseconds(run: Callable[[], object]) -> float:
+    """The median time of a call."""
+    run()
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    flushed = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
+    times: list[float] = []
+    for _ in range(REPLAYS):
+        flushed.zero_()
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) * 1e3)
+    return statistics.median(times)
+
+
+def row(what: str, who: str, run: Callable[[], tuple[float, str]]) -> None:
+    """One line of the table."""
+    deadline = float(os.environ.get("RINGC_DEADLINE", "inf"))
+    if time.time() > deadline:
+        print(f"{what:<44} {who:<24} not run: no time left", flush=True)
+        return
+    try:
+        us, note = run()
+        print(f"{what:<44} {who:<24} {us:9.1f} us  {note}", flush=True)
+    except Exception as error:  # noqa: BLE001 - the table shows whatever a kernel or a peer raises
+        said = (str(error).strip().splitlines() or [""])[-1]
+        print(f"{what:<44} {who:<24} FAILED {type(error).__name__}: {said[:160]}", flush=True)
+
+
+def find(function: str, template: str) -> Kernel:
+    """The kernel of a function of the file by a template."""
+    for found in cases():
+        if found.name.rpartition("_")[0] == function and str(found.kernel.implementation).startswith(template):
+            return found.kernel
+    raise LookupError(f"no case of {function} by {template}")
+
+
+def ours(function: str, template: str, sizes: dict[str, int], change: Callable[[Kernel, list[torch.Tensor]], None] | None = None) -> tuple[float, str]:
+    """Time of a kernel, with what it reaches of bandwidth and arithmetic."""
+    kernel = find(function, template)
+    inputs = DeviceInputs(kernel.function, sizes, 0, integers_only=False).all()
+    if change is not None:
+        change(kernel, inputs)
+    given = call_tensors(kernel, inputs, sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        launch, names = build(kernel, Path(folder))
+        us = microseconds(lambda: launch(*given))
+    env, body = Env(sizes), kernel.function.body
+    moved, flops = env.size(region_bytes(body)), env.size(flops_of(body))
+    return us, f"{moved / us / 1e6:5.2f} TB/s {flops / us / 1e6:6.1f} TFLOP/s  {binaries(names)}"
+
+
+def one_sequence(kernel: Kernel, inputs: list[torch.Tensor]) -> None:
+    """All rows in slot 0, whatever was drawn."""
+    for arg, x in zip(kernel.function.body.args, inputs, strict=True):
+        if arg.name == "slots":
+            x.zero_()
+
+
+def decode_step(past: int) -> Callable[[Kernel, list[torch.Tensor]], None]:
+    """One token of each sequence, at one position."""
+
+    def change(kernel: Kernel, inputs: list[torch.Tensor]) -> None:
+        for arg, x in zip(kernel.function.body.args, inputs, strict=True):
+            match arg.name:
+                case "slots":
+                    x.copy_(torch.arange(len(x), device=x.device))
+                case "offsets":
+                    x.copy_(torch.arange(len(x), device=x.device))
+                case "positions":
+                    x.fill_(past)
+
+    return change
+
+
+def prompt(kernel: Kernel, inputs: list[torch.Tensor]) -> None:
+    """One sequence from its beginning."""
+    one_sequence(kernel, inputs)
+    for arg, x in zip(kernel.function.body.args, inputs, strict=True):
+        if arg.name == "positions":
+            x.copy_(torch.arange(len(x), device=x.device))
+
+
+def even_experts(kernel: Kernel, inputs: list[torch.Tensor]) -> None:
+    """Rows shared out among experts as independent choices would."""
+    rows = inputs[0].shape[0]
+    experts = inputs[3].shape[0] - 1
+    choices = torch.rand(rows // 8, experts, device="cuda").topk(8, 1).indices.flatten()
+    inputs[0].copy_(choices.argsort(stable=True))
+    inputs[3].copy_(torch.cat([torch.zeros(1, device="cuda", dtype=torch.long), torch.bincount(choices, minlength=experts).cumsum(0)]))
+
+
+def peer(name: str) -> Any:
+    """A module of the peers' folder."""
+    folder = os.environ.get("RINGC_PEERS")
+    if not folder:
+        raise LookupError("RINGC_PEERS isn't set")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
+
+
+def peer_lightning(tokens: int, config: dict[str, int]) -> tuple[float, str]:
+    module = peer("proto_lightning")
+    q, k, v = (torch.randn(1, tokens, 16, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    slopes = torch.exp2(-8.0 * torch.arange(1, 17, device="cuda") / 16).float()
+    return microseconds(lambda: module.fwd(q, k, v, slopes, 128**-0.5, config)), ""
+
+
+def peer_experts_up(tokens: int, block: int, warps: int, stages: int) -> tuple[float, str]:
+    """proto_moe's gather + product + SwiGLU at bf16. It writes the product too, and multiplies by the routing weights."""
+    module = peer("proto_moe")
+    experts, inner, wide = 256, 2048, 512
+    choices = torch.rand(tokens, experts, device="cuda").topk(8, 1).indices.flatten()
+    order = (choices.argsort(stable=True) // 8).int()
+    maps = module.tile_map(torch.bincount(choices, minlength=experts), block)
+    x = torch.randn(tokens, inner, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(experts, 2 * wide, inner, device="cuda", dtype=torch.bfloat16) * 0.02
+    rows = tokens * 8
+    h = torch.empty(rows, wide, device="cuda", dtype=torch.bfloat16)
+    scale, none = torch.ones(rows, device="cuda"), torch.zeros(1, device="cuda")
+
+    def run() -> None:
+        # In the order of its parameters; the empty ones belong to fp8.
+        module.up_fused[(wide // 128, maps[0].numel())](
+            x, none, order, scale, w, none, *maps, h, none, none, none, none, tokens, rows, inner, wide, block, 128, 64, False, False, False, stages,
+            num_warps=warps,
+        )  # fmt: skip
+
+    return microseconds(run), ""
+
+
+def flash(tokens: int) -> tuple[float, str]:
+    """PyTorch's own attention on one prompt."""
+    q = torch.randn(1, 16, tokens, 128, device="cuda", dtype=torch.bfloat16)
+    k, v = torch.randn(2, 1, 4, tokens, 128, device="cuda", dtype=torch.bfloat16)
+    call = torch.nn.functional.scaled_dot_product_attention
+    return microseconds(lambda: call(q, k, v, is_causal=True, enable_gqa=True)), ""
+
+
+def main() -> None:
+    print(f"{torch.cuda.get_device_name(0)}, CUDA-graph medians of {REPLAYS}, level-2 cache flushed", flush=True)
+    one = {"B": 1, "P": 1, "S": 1, "R": 1}
+    for tokens in (8192, 65536):
+        what = f"linear attention T={tokens} H=16 D=128"
+        sizes = one | {"N": tokens}
+        row(what, "ringc linear_chunked", lambda sizes=sizes: ours("linear_chunked", "triton.linear_chunked", sizes, one_sequence))  # type: ignore[misc]
+        for v, warps, first, second in ((64, 4, 3, 2), (64, 4, 3, 3), (128, 8, 3, 2)):
+            config = {"C": 64, "BV": v, "warps": warps, "st1": first, "st2": second}
+            row(what, f"peer BV{v} w{warps} st{second}", lambda tokens=tokens, config=config: peer_lightning(tokens, config))  # type: ignore[misc]
+    what = "experts up T=8192 E=256 2048->512"
+    row(what, "ringc grouped", lambda: ours("experts_up", "triton.grouped", one | {"N": 8192}, even_experts))
+    for block, warps, stages in ((64, 8, 3), (64, 8, 4), (128, 8, 3)):
+        row(what, f"peer BM{block} w{warps} st{stages}", lambda block=block, warps=warps, stages=stages: peer_experts_up(8192, block, warps, stages))  # type: ignore[misc]
+    many = one | {"N": 8192, "S": 8192}
+    row("route T=8192 E=256", "ringc route", lambda: ours("route", "triton.route", many))
+    row("sort R=65536 E=256", "ringc sort", lambda: ours("sort", "triton.sort", many))
+    row("attention prompt T=8192 H=16/4 D=128", "ringc attention_prefill", lambda: ours("attention", "triton.attention_prefill", many, prompt))
+    row("attention prompt T=8192 H=16/4 D=128", "torch sdpa", lambda: flash(8192))
+    for n in (1, 64):
+        sizes = {"N": n, "B": n, "P": n, "S": 8192, "R": n}
+        template = "triton.attention_decode" if n <= 16 else "triton.attention_prefill"
+        row(f"attention decode B={n} S=8192", f"ringc {template[7:]}", lambda sizes=sizes, t=template: ours("attention", t, sizes, decode_step(8191)))  # type: ignore[misc]
+    for n in (1, 64, 256):
+        sizes = {"N": n, "B": n, "P": n, "S": 1, "R": n}
+        row(f"linear attention decode B={n}", "ringc linear_recurrent", lambda sizes=sizes: ours("linear_recurrent", "triton.linear_recurrent", sizes, decode_step(0)))  # type: ignore[misc]
+    for n in (1, 16):
+        row(f"route T={n} E=256", "ringc route", lambda n=n: ours("route", "triton.route", one | {"N": n}))  # type: ignore[misc]
+    for function in ("norm", "split_norm_rope", "gate", "combine", "project", "swiglu", "experts_down"):
+        family = {"project": "matmul", "swiglu": "matmul", "experts_down": "grouped"}.get(function, "row")
+        row(f"{function} T=8192", f"ringc {family}", lambda f=function, t=family: ours(f, f"triton.{t}", one | {"N": 8192}))  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    main()
