@@ -7,6 +7,7 @@ its logits with the reference's, `time` measures it. In between it sleeps, so th
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -158,7 +159,7 @@ class _Job:
 def _difference(got: Tensor, right: Tensor) -> float:
     """Largest difference; infinite when a number is none, which a maximum might hide."""
     difference = (got.double() - right).abs().max().item()
-    return difference if difference == difference else float("inf")  # noqa: PLR0124 - NaN
+    return float("inf") if math.isnan(difference) else difference
 
 
 def _missing(contender: Contender) -> str:

@@ -188,8 +188,8 @@ def report(
     text = [
         table([f"{spec.name}, fp32, ms", *(JOBS[j] for j in jobs)], rows),
         "",
-        f"Times are medians of rounds' medians, with the shortest repetition and the distance between rounds. Decoding: a context of {CONTEXT}. "
-        f"Logits are within {TOLERANCE:g} of the fp64 reference's. Floor: "
+        "Times are medians of rounds' medians, with the shortest repetition and the distance between rounds. "
+        f"Decoding: a context of {CONTEXT}. Logits are within {TOLERANCE:g} of the fp64 reference's. Floor: "
         + "; ".join(f"{JOBS[j]} {_floor_text(floor[j], rates)}" for j in jobs)
         + ".",
         "",

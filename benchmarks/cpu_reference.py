@@ -78,15 +78,18 @@ def make_reference(spec: Spec) -> None:
     prompts = _widest(config, weights, PROMPT, DRAWS["prefill"], 1)
     margin = min(out.margin for _, out in rows + prompts)
     steps = range(CONTEXT, CONTEXT + CHECKED)
-    experts = {
-        batch: sum(
-            len(torch.cat([out.routing[layer].ids[t] for _, out in rows[:batch]]).unique())
+    experts = {}
+    for batch in (1, BATCH):
+        used = [
+            {
+                (layer, e)
+                for _, out in rows[:batch]
+                for layer in spec.moe_layers
+                for e in out.routing[layer].ids[t].tolist()
+            }
             for t in steps
-            for layer in spec.moe_layers
-        )
-        / len(steps)
-        for batch in (1, BATCH)
-    }
+        ]
+        experts[batch] = sum(len(u) for u in used) / len(steps)
     tensors = {
         "decode_ids": torch.stack([ids for ids, _ in rows]),
         "decode_logits": torch.stack([out.logits[CONTEXT - 1 :] for _, out in rows]),

@@ -27,6 +27,9 @@ TOLERANCE = {"f32": 2e-4, "bf16": 6e-2}
 REDRAWS = 3
 """How often random weights are drawn anew when a model turns out to stand on a knife's edge."""
 
+PROBES = 2
+"""Random changes of the weights by which it is found out whether a rounding decides."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -199,18 +202,25 @@ class _Trial:
         return Compared(name + self.note, tuple(a.shape), float((a - b).abs().max()) / scale, self.tolerance)
 
     def on_edge(self) -> bool:
-        """Whether the reference jumps when each weight is changed by a rounding of the model's arithmetic."""
+        """Whether the reference jumps when each weight is changed by a rounding of the model's arithmetic.
+
+        Each change is tried in both directions: a tie between two experts is decided otherwise by one of them.
+        """
         step = 4 * torch.finfo(torch.float32 if self.tolerance < 1e-3 else torch.bfloat16).eps
-        changed = {
-            name: t * (1 + step * torch.randn(t.shape, generator=self.generator, dtype=t.dtype))
-            for name, t in self.published.items()
-        }
-        for batch in (self.pair, self.many):
-            again = self.reference(batch.ids, changed)
-            jump = max(float((a - b).abs().max()) for a, b in zip(again, batch.logits, strict=True))
-            if jump > self.tolerance / 2:
-                return True
+        for _ in range(PROBES):
+            noise = {
+                n: torch.randn(t.shape, generator=self.generator, dtype=t.dtype) for n, t in self.published.items()
+            }
+            for sign in (step, -step):
+                changed = {name: t * (1 + sign * noise[name]) for name, t in self.published.items()}
+                if any(self.jump(batch, changed) > self.tolerance / 2 for batch in (self.pair, self.many)):
+                    return True
         return False
+
+    def jump(self, batch: _Batch, changed: Mapping[str, torch.Tensor]) -> float:
+        """How far the reference's logits move when it is given other weights."""
+        again = self.reference(batch.ids, changed)
+        return max(float((a - b).abs().max()) for a, b in zip(again, batch.logits, strict=True))
 
 
 def _padded(ids: Sequence[torch.Tensor]) -> torch.Tensor:

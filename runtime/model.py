@@ -237,6 +237,10 @@ class Model(torch.nn.Module):
         logits = torch.empty(0)
         for start in range(0, len(prompt), PREFILL):
             logits = self.prefill(prompt[None, start : start + PREFILL], cache)
+        if count > 1:
+            # Loading the kernels of a decode step is part of the wait for the first token, not of the time for each.
+            step = ("decode", 1, 1, 1)
+            cache.keep(step, self._bind(step, cache))
         made: list[int] = []
         for _ in range(count):
             token = int(sample(logits, sampling, generator))

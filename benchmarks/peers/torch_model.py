@@ -88,13 +88,29 @@ def linear_prefill(q: Tensor, k: Tensor, v: Tensor, state: Tensor, table: Decays
     o = ((q @ k.transpose(-1, -2)) * table.within) @ v
     parts = (k * table.to_end).transpose(-1, -2) @ v
     states = table.carry @ torch.cat([state[:, :, None], parts], 2).flatten(-2)
-    states = states.unflatten(-1, (dim, dim))
+    states = states.view(*states.shape[:-1], dim, dim)
     o = o + (q * table.from_state) @ states[:, :, :-1]
     return o.permute(0, 2, 3, 1, 4).reshape(batch, blocks * CHUNK, heads, dim)[:, :tokens], states[:, :, -1]
 
 
 class Layer(nn.Module):
     """One layer's tensors, merged where one product does the work of several, and what is done with them."""
+
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    qkv: Tensor
+    qk_norm: Tensor
+    out: Tensor
+    linear_norm: Tensor
+    linear_gate: Tensor
+    slopes: Tensor
+    decay: Tensor
+    gate_up: Tensor
+    down: Tensor
+    router: Tensor
+    router_bias: Tensor
+    experts_gate_up: Tensor
+    experts_down: Tensor
 
     def __init__(self, spec: Spec, weights: Mapping[str, Tensor], index: int, form: MoeForm) -> None:
         super().__init__()
@@ -148,7 +164,7 @@ class Layer(nn.Module):
         """q [B, T, H, D], k and v [B, T, Hk, D] of normed x [B, T, h]: normed and rotated, all heads of q and k at once."""
         spec = self.spec
         both = spec.heads + self.kv_heads
-        qkv = F.linear(x, self.qkv).unflatten(-1, (both + self.kv_heads, spec.head_dim))
+        qkv = F.linear(x, self.qkv).view(*x.shape[:-1], both + self.kv_heads, spec.head_dim)
         if self.linear and spec.linear is not None and spec.linear.silu:
             qkv = F.silu(qkv)
         qk, v = qkv[..., :both, :], qkv[..., both:, :]
@@ -169,7 +185,7 @@ class Layer(nn.Module):
         """What follows linear attention: o [B, T, H, D] -> [B, T, h], normed by groups, gated by the layer's normed input, projected."""
         spec = self.spec
         assert spec.linear is not None
-        grouped = o.flatten(-2).unflatten(-1, (spec.linear.norm_groups, -1))
+        grouped = o.reshape(*o.shape[:-2], spec.linear.norm_groups, -1)
         y = F.rms_norm(grouped, grouped.shape[-1:], None, spec.norm_eps).flatten(-2) * self.linear_norm
         if spec.linear.gate == "sigmoid":
             y = y * torch.sigmoid(F.linear(x, self.linear_gate))
@@ -255,12 +271,17 @@ class TorchModel(nn.Module):
         ValueError: the spec quantizes products.
     """
 
+    embedding: Tensor
+    norm: Tensor
+    head: Tensor
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, spec: Spec, weights: Mapping[str, Tensor], moe: MoeForm = "grouped_mm") -> None:
         super().__init__()
         if spec.fp8 is not None:
             raise ValueError(f"{spec.name} has FP8 products; this model is fp32")
         self.spec = spec
-        self.embedding: Tensor
         self.register_buffer("embedding", weights["model.word_embeddings.weight"].float())
         self.register_buffer("norm", weights["model.norm.weight"].float())
         self.register_buffer("head", self.embedding if spec.head.tied else weights["lm_head.weight"].float())

@@ -35,7 +35,7 @@ def route(moe: Moe, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Ten
     biased = scores if bias is None else scores + bias
     groups = moe.groups
     if groups is not None and groups.keep < groups.count:
-        by_group = biased.unflatten(-1, (groups.count, -1))
+        by_group = biased.view(len(biased), groups.count, -1)
         best = by_group.topk(min(groups.score_top, by_group.shape[-1]), -1, sorted=False).values.sum(-1)
         kept = torch.zeros_like(best).scatter_(-1, best.topk(groups.keep, -1, sorted=False).indices, 1.0)
         biased = by_group.masked_fill(kept[..., None] == 0, float(groups.mask)).flatten(-2)
@@ -61,7 +61,7 @@ def _loop(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
     experts, order = _sorted_by_expert(ids)
     token = order // ids.shape[1]
     counts = torch.bincount(experts, minlength=len(gate_up)).tolist()
-    rows = x[token].split(counts)
+    rows = torch.split(x[token], counts)
     made = [F.linear(_swiglu(F.linear(r, gate_up[e])), down[e]) for e, r in enumerate(rows) if counts[e]]
     return torch.zeros_like(x).index_add_(0, token, torch.cat(made) * weights.flatten()[order, None])
 
@@ -70,7 +70,7 @@ _opaque_loop = torch.library.custom_op("ringc_peers::experts_loop", _loop, mutat
 
 
 @_opaque_loop.register_fake
-def _(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _(x: Tensor, _ids: Tensor, _weights: Tensor, _gate_up: Tensor, _down: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -101,7 +101,7 @@ _opaque_product = torch.library.custom_op("ringc_peers::grouped_mm", _product, m
 
 
 @_opaque_product.register_fake
-def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, _ends: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[1]))
 
 

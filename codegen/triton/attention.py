@@ -78,7 +78,14 @@ class _Region:
     @property
     def signature(self) -> dict[str, str]:
         element = pointer(self.op.q.type)
-        return {"q": element, "keys": element, "values": element, "slots": "*i32", "offsets": "*i32", "positions": "*i32"}
+        return {
+            "q": element,
+            "keys": element,
+            "values": element,
+            "slots": "*i32",
+            "offsets": "*i32",
+            "positions": "*i32",
+        }
 
     @property
     def constants(self) -> dict[str, int | float]:
@@ -111,11 +118,13 @@ def emit_prefill(kernel: Kernel) -> str:
     sizes = {"places": "i32", "sequences": "i32", "steps": "i32"}
     element = pointer(r.op.q.type)
     jobs = [
-        Job("attend_tiles", {**r.signature, "o": element, **sizes}, {**r.constants, **blocks}, num_warps=4, num_stages=3),
+        Job(
+            "attend_tiles", {**r.signature, "o": element, **sizes}, {**r.constants, **blocks}, num_warps=4, num_stages=3
+        ),
         _token_job(r, 1),
     ]
     q, keys, slots = r.names[r.op.q], r.names[r.op.keys], r.names[r.op.slots]
-    return f'''{_HEAD}
+    return f"""{_HEAD}
 
 {jobs_text(jobs)}
 
@@ -140,7 +149,7 @@ def launch({", ".join(r.arguments)}, o):
         return
     tiles = tokens // {blocks["BLOCK_Q"]} + sequences
     attend_tiles[(tiles, {r.heads})]({r.given}, o, *sizes, **pinned(JOBS[0]))
-'''
+"""
 
 
 def emit_decode(kernel: Kernel) -> str:
@@ -157,7 +166,7 @@ def emit_decode(kernel: Kernel) -> str:
     sizes = {"HEADS": r.heads, "D": r.d, "TILE": padded(r.d), "PARTS": splits}
     jobs = [_token_job(r, splits), Job("combine", together, sizes, num_warps=2, num_stages=1)]
     q, keys, slots = r.names[r.op.q], r.names[r.op.keys], r.names[r.op.slots]
-    return f'''{_HEAD}
+    return f"""{_HEAD}
 
 {jobs_text(jobs)}
 
@@ -176,7 +185,7 @@ def launch({", ".join(r.arguments)}, o, partial, stats):
     sizes = {keys}.shape[1], sequences, max(0, sequences - 1).bit_length()
     attend_tokens[(tokens, {r.shared}, {splits})]({r.given}, partial, stats, *sizes, **pinned(JOBS[0]))
     combine[(tokens, {r.heads})](partial, stats, o, **pinned(JOBS[1]))
-'''
+"""
 
 
 def _token_job(r: _Region, parts: int) -> Job:

@@ -54,7 +54,9 @@ class TritonBackend:
                 done(sources[reported].name)
                 reported += 1
 
-        made = iter(compile_many([j for s in sources for j in jobs[s.name]], workers=WORKERS, cache=cache, progress=report))
+        made = iter(
+            compile_many([j for s in sources for j in jobs[s.name]], workers=WORKERS, cache=cache, progress=report)
+        )
         return {s.name: _built(s, [next(made) for _ in jobs[s.name]]) for s in sources}
 
     def versions(self, target: Target) -> dict[str, str]:
@@ -86,7 +88,5 @@ def _built(source: Source, made: Sequence[CompiledKernel]) -> Built:
     names = labels(read_jobs(source.text, source.name))
     files = {f".{n}.{stage}": k.files[stage] for n, k in zip(names, made, strict=True) for stage in KEPT}
     most = max(made, key=lambda k: (k.resources.local_bytes + k.resources.stack_bytes, k.resources.registers))
-    details: Mapping[str, Any] = {
-        n: {**k.resources.to_dict(), **k.launch} for n, k in zip(names, made, strict=True)
-    }
+    details: Mapping[str, Any] = {n: {**k.resources.to_dict(), **k.launch} for n, k in zip(names, made, strict=True)}
     return Built(files, most.resources.to_dict(), {"configurations": details}, all(k.cached for k in made))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.triton.elements import Axis, Index, Tiles, power_of_two
 from ringc.codegen.triton.jobs import Job, jobs_text
-from ringc.codegen.triton.matmul import Product, Tiling
+from ringc.codegen.triton.matmul import Product, Tiling, columns_of
 from ringc.codegen.triton.regions import Reader, viewed
 from ringc.codegen.triton.signature import decorator, head
 from ringc.codegen.writer import Writer
@@ -100,8 +100,7 @@ def _body(p: Product, anchor: SegmentMatMul, experts: int, tilings: Sequence[Til
     _find_tile(t, p.pointers[offsets], experts)
     t.line("row = (first + tl.arange(0, ROWS).to(tl.int64))[:, None]")
     t.line("row_in = row < end")
-    t.line("columns = tl.program_id(0) % column_tiles * COLUMNS + tl.arange(0, COLUMNS)")
-    t.line("column_read = columns" if whole else f"column_read = tl.minimum(columns, {p.columns - 1})")
+    columns_of(t, "tl.program_id(0) % column_tiles", p.columns, whole=whole)
     t.line("inner = tl.arange(0, INNER)")
     row = Axis("row", 0, None, wide=True, slot=0, block=tilings[0].rows, inside="row_in")
     reader = Reader(t, {})
@@ -111,9 +110,7 @@ def _body(p: Product, anchor: SegmentMatMul, experts: int, tilings: Sequence[Til
     wide = f" + expert.to(tl.int64) * {p.columns * p.inner}"
     accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="reads", wide=wide)
     t.line("column = columns[None, :]")
-    if not whole:
-        t.line(f"column_in = column < {p.columns}")
-    column = Axis("column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else "column_in")
+    column = Axis("column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else f"(column < {p.columns})")
     p.epilogue(t, reader, accumulators, row, column)
     return t, symbols
 

@@ -23,7 +23,9 @@ def prepare_jit(*, strict: bool = True) -> list[str]:
     import torch
 
     if not torch.cuda.is_available():
-        raise ToolchainError("there is no CUDA GPU here to run Triton kernels", help="compile for this machine with `--target cpu`")
+        raise ToolchainError(
+            "there is no CUDA GPU here to run Triton kernels", help="compile for this machine with `--target cpu`"
+        )
     major, minor = torch.cuda.get_device_capability()
     toolchain = find_toolchain(major * 10 + minor)
     problems = toolchain_problems(toolchain, "run")

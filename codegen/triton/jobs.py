@@ -113,7 +113,10 @@ def read_jobs(text: str, name: str) -> tuple[Mapping[str, Any], ...]:
             except ValueError as error:
                 raise CodegenError(f"kernel @{name}: JOBS in line {node.lineno} isn't made of literals") from error
             return tuple(found)
-    raise CodegenError(f"kernel @{name} has no JOBS", help="a Triton kernel file names its configurations there: ringc.codegen.triton.jobs")
+    raise CodegenError(
+        f"kernel @{name} has no JOBS",
+        help="a Triton kernel file names its configurations there: ringc.codegen.triton.jobs",
+    )
 
 
 def labels(jobs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -45,7 +45,7 @@ class _Text:
         self.tile_k, self.tile_v = padded(self.dk), padded(self.dv)
         names = Names(taken)
         self.arguments = argument_names(kernel.function.body, names)
-        self.of = {arg: name for arg, name in zip(kernel.function.body.args, self.arguments, strict=True)}
+        self.of = dict(zip(kernel.function.body.args, self.arguments, strict=True))
         self.element = pointer(op.q.type)
 
     def name(self, value: Value) -> str:
@@ -83,7 +83,12 @@ def emit_recurrent(kernel: Kernel) -> str:
     block_v = min(32, t.tile_v)
     warps = 4 if t.tile_k >= 128 else 1
     m = t.masks(block_v)
-    signature = {n: t.element for n in ("q", "k", "v")} | {"slopes": "*fp32", "state": "*fp32", "slots": "*i32", "offsets": "*i32"}
+    signature = dict.fromkeys(("q", "k", "v"), t.element) | {
+        "slopes": "*fp32",
+        "state": "*fp32",
+        "slots": "*i32",
+        "offsets": "*i32",
+    }
     signature["o"] = t.element
     constants = {"H": t.heads, "DK": t.dk, "DV": t.dv, "KEYS": t.tile_k, "BLOCK_V": block_v, "SCALE": t.op.scale}
     job = Job("recurrent", signature, constants, num_warps=warps, num_stages=1)
@@ -197,7 +202,9 @@ def launch({", ".join(t.arguments)}, o, inflow):
     sizes = segment, sequences, max(0, sequences - 1).bit_length()
     if tokens > segment:
         # Else every sequence is one segment, into which nothing flows but its state.
-        inflow_of[(rows * {-(-t.dv // wide)}, {t.heads})]({k}, {v}, {slopes}, {state}, {slots}, {offsets}, inflow, *sizes, **pinned(JOBS[0]))
+        inflow_of[(rows * {-(-t.dv // wide)}, {t.heads})](
+            {k}, {v}, {slopes}, {state}, {slots}, {offsets}, inflow, *sizes, **pinned(JOBS[0])
+        )
     scan[(rows * {-(-t.dv // narrow)}, {t.heads})](
         {q}, {k}, {v}, {slopes}, {state}, {slots}, {offsets}, o, inflow, *sizes, **pinned(JOBS[1])
     )
@@ -257,8 +264,9 @@ def _scan(m: dict[str, str], scaled: bool) -> str:
     """Pass 2."""
     if scaled:
         meaning = (
-            "Within a chunk, with lam = exp(-slope) and row j of v scaled by lam^-(j+1) to V:  o_i = SCALE lam^(i+1) (q_i S + causal(q k^T)_i V)\n"
-            "    and  S = lam^n (S + k^T V). The slopes are gentle enough for fp32's range."
+            "Within a chunk, with lam = exp(-slope) and row j of v scaled by lam^-(j+1) to V:\n"
+            "    o_i = SCALE lam^(i+1) (q_i S + causal(q k^T)_i V)  and  S = lam^n (S + k^T V).\n"
+            "    The slopes are gentle enough for fp32's range."
         )
         tables = """causal = token[:, None] >= token[None, :]
         shrink = tl.exp2(decay * (token + 1)) * SCALE
@@ -270,8 +278,9 @@ def _scan(m: dict[str, str], scaled: bool) -> str:
         update = """s = tl.dot(tl.trans(k_tile), v_tile, s, input_precision="ieee") * tl.exp2(decay * count)"""
     else:
         meaning = (
-            "Within a chunk, with lam = exp(-slope):  o_i = SCALE (lam^(i+1) q_i S + sum over j <= i of lam^(i-j) (q_i k_j) v_j)\n"
-            "    and  S = lam^n S + sum over j of lam^(n-1-j) k_j^T v_j: only differences of positions, which is safe for every slope."
+            "Within a chunk, with lam = exp(-slope):\n"
+            "    o_i = SCALE (lam^(i+1) q_i S + sum over j <= i of lam^(i-j) (q_i k_j) v_j)\n"
+            "    and  S = lam^n S + sum over j of lam^(n-1-j) k_j^T v_j: differences of positions only, safe for every slope."
         )
         tables = """distance = token[:, None] - token[None, :]
         within = tl.where(distance >= 0, tl.exp2(decay * tl.maximum(distance, 0)), 0.0) * SCALE

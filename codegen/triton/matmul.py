@@ -1,6 +1,6 @@
 """Dense products: one or two weights with the same left operand, and the pointwise work behind them.
 
-Two kernels, of which the host takes one by the number of rows. For few rows (decode) the product is bound by reading the weight: it is the
+Two kernels, of which the host takes one, and its configuration, by the number of rows. For few rows (decode) the product is bound by reading the weight: it is the
 left operand of the dot, a program takes a few of its rows whole, as many programs as there are processors, with enough loads in flight.
 For more rows both sides are tiled; programs that run together share rows of the operands.
 """
@@ -26,9 +26,6 @@ from ringc.ir.types import TensorType
 FEW = 16
 """Rows up to which the weight is streamed: the narrowest side of a dot."""
 
-SOME = 128
-"""Rows up to which tiles are small, so that there are enough of them."""
-
 PROCESSORS = 128
 """Programs wanted at least: about the number of processors of the GPUs in question (A100 108, H100 132, B200 148)."""
 
@@ -38,7 +35,7 @@ GROUP = 8
 
 LOCALS = (
     "rows", "depth", "step", "ROWS", "COLUMNS", "INNER", "STAGES", "program", "column_tiles", "group", "height", "place", "row", "row_in",
-    "columns", "column", "column_in", "column_read", "inner", "start", "weight_row", "x_at", "x_tile", "w_tile", "w_tile0", "w_tile1",
+    "columns", "column", "column_read", "inner", "start", "x_at", "x_tile", "w_tile", "w_tile0", "w_tile1",
     "w_at", "w_at0", "w_at1", "acc", "acc0", "acc1", "tile", "experts", "offset", "keys", "expert", "first", "end", "reads", "index",
 )  # fmt: skip
 """Names of the kernels' variables, which no tensor may have."""
@@ -120,18 +117,17 @@ class Product:
     def loop(self, t: Tiles, *, swapped: bool, uneven: bool, x_at: str, x_mask: str, wide: str = "") -> list[str]:
         """Lines of the inner loop; gives back the accumulators. `swapped`: the weight is the dot's left operand.
 
-        The body has defined `column`, the columns that a program reads, laid along the first axis where `swapped`, else along the last;
-        `x_at` are the places of the left operand's rows at inner index 0; `wide` is added to the weights' pointers.
+        The body has defined `column_read`, the columns that a program reads; `x_at` are the places of the left operand's rows at inner
+        index 0; `wide` is added to the weights' pointers.
         """
         sizes = "[COLUMNS, ROWS]" if swapped else "[ROWS, COLUMNS]"
         accumulators: list[str] = []
         at: list[str] = []
-        # A weight's block is always columns x inner, as it lies in memory.
-        offset = "tl.int64" if self.columns * self.inner >= 1 << 31 else ""
-        t.line("weight_row = column_read" + (f".to({offset})" if offset else ""))
+        read = "column_read.to(tl.int64)" if self.columns * self.inner >= 1 << 31 else "column_read"
         for i, weight in enumerate(self.weights):
             suffix = str(i) if len(self.weights) > 1 else ""
-            step = f"weight_row[:, None]{_times(weight.column)} + inner[None, :]{_times(weight.inner)}"
+            # A weight's block is always columns x inner, as it lies in memory.
+            step = f"{read}[:, None]{_times(weight.column)} + inner[None, :]{_times(weight.inner)}"
             t.line(f"w_at{suffix} = {weight.pointer}{wide} + ({step})")
             t.line(f"acc{suffix} = tl.zeros({sizes}, dtype=tl.float32)")
             accumulators.append(f"acc{suffix}")
@@ -189,10 +185,10 @@ def emit(kernel: Kernel) -> str:
     if source is None:
         raise CodegenError(f"@{kernel.name}: the left operand is no argument")
     x = p.pointers[source]
-    few, some, many = tilings(p)
+    few, tiers = tilings(p)
     names = {"few": f"{p.name}_few", "tiled": f"{p.name}_tiled"}
     few_body, few_symbols = _few_body(p, x, few)
-    body, symbols = _tiled_body(p, x, [some, many])
+    body, symbols = _tiled_body(p, x, [t for t, _ in tiers])
     sizes = sorted(few_symbols | symbols)
     parameters = [*p.tensors.all, "rows", "depth", *sizes]
 
@@ -209,11 +205,8 @@ def emit(kernel: Kernel) -> str:
             w(note)
             tiles.scopes[0].write(w)
     signature = p.tensors.signature(p.tensors.all, ["rows", "depth", *sizes])
-    jobs = [
-        Job(names["few"], signature, few.constants, few.warps, few.stages),
-        Job(names["tiled"], signature, some.constants, some.warps, some.stages),
-        Job(names["tiled"], signature, many.constants, many.warps, many.stages),
-    ]
+    jobs = [Job(names["few"], signature, few.constants, few.warps, few.stages)]
+    jobs += [Job(names["tiled"], signature, t.constants, t.warps, t.stages) for t, _ in tiers]
     w("\n")
     w(jobs_text(jobs))
     w("\n")
@@ -227,42 +220,67 @@ def emit(kernel: Kernel) -> str:
         given = ", ".join("DEPTH" if n == "depth" else n for n in parameters)
         with w.block(f"if rows <= {FEW}:"):
             w(f"{names['few']}[({-(-p.columns // few.columns)},)]({given}, **pinned(JOBS[0]))")
-        with w.block(f"elif rows <= {SOME}:"):
-            w(f"{names['tiled']}[({_grid(p, some)},)]({given}, **pinned(JOBS[1]))")
-        with w.block("else:"):
-            w(f"{names['tiled']}[({_grid(p, many)},)]({given}, **pinned(JOBS[2]))")
+        for number, (tiling, limit) in enumerate(tiers, start=1):
+            with w.block(f"elif rows <= {limit}:" if limit else "else:"):
+                w(f"{names['tiled']}[({_grid(p, tiling)},)]({given}, **pinned(JOBS[{number}]))")
     return w.text()
 
 
-def tilings(p: Product) -> tuple[Tiling, Tiling, Tiling]:
-    """Configurations for up to 16 rows, up to 128, and more."""
+def tilings(p: Product) -> tuple[Tiling, list[tuple[Tiling, int]]]:
+    """The configuration for few rows, and those of tiles, each with the rows up to which it is taken (0: no limit).
+
+    Measured on an H100 with the weights cold, in CUDA graphs, at ring-mini's shapes: up to 16 rows within 6 % of cuBLAS; tiles of 256 x 128
+    reach 620 TFLOP/s at 8192 rows, 128 x 128 what is best where that leaves processors without a tile, as 64 rows do below.
+    """
+    two = len(p.anchors) == 2
     columns = next((c for c in (64, 32) if p.columns // c >= PROCESSORS), 16)
     # Loads in flight of a program: 48 to 80 KiB, so that 132 processors keep several MB on the way.
-    few = p.tiling(FEW, columns, 256 if columns * len(p.anchors) <= 32 else 128, 4, 4)
-    some = p.tiling(64, 64, 128 if len(p.anchors) == 1 else 64, 4, 4)
-    many = p.tiling(128, 128, 64, 8, 3)
-    return few, some, many
+    if columns == 16:
+        few = p.tiling(FEW, 16, 128, 4, 6) if two else p.tiling(FEW, 16, 256, 4, 4)
+    else:
+        few = p.tiling(FEW, columns, 128, 4, 4)
+    across = -(-p.columns // 128)
+    if two:
+        return few, [(p.tiling(64, 64, 64, 4, 5), _rows_for(100, across, 128)), (p.tiling(128, 128, 64, 8, 3), 0)]
+    wide, narrow = p.tiling(64, 128, 64, 4, 4), p.tiling(64, 64, 128, 4, 4)
+    if p.inner < 1024:
+        # Bound by what lies behind the product: two programs on a processor hide each other's loads.
+        return few, [(narrow, _rows_for(60, across, 128)), (wide, 0)]
+    some, to_some, to_medium = wide if p.columns >= 4096 else narrow, _rows_for(60, across, 128), _rows_for(120, across, 256)
+    read = sum(a.type.shape == p.anchors[0].result.shape for a in p.body.args)
+    if read > 1:  # the accumulators of 256 x 128 leave no registers for two more tiles
+        return few, [(some, to_some), (p.tiling(128, 128, 64, 8, 4), 0)]
+    middle = [(p.tiling(128, 128, 64, 8, 4), to_medium)] if to_medium > to_some else []
+    return few, [(some, to_some), *middle, (p.tiling(256, 128, 64, 8, 3), 0)]
+
+
+def _rows_for(tiles: int, across: int, height: int) -> int:
+    """The most rows that make fewer than so many tiles of a height; 128 at least."""
+    return max(128, height * (-(-tiles // across) - 1))
 
 
 def _grid(p: Product, tiling: Tiling) -> str:
     return f"triton.cdiv(rows, {tiling.rows}) * {-(-p.columns // tiling.columns)}"
 
 
+def columns_of(t: Tiles, tile: str, columns: int, *, whole: bool) -> None:
+    """The columns of a tile; those behind the last are read as the last, and not stored."""
+    t.line(f"columns = {tile} * COLUMNS + tl.arange(0, COLUMNS)")
+    t.line("column_read = columns" if whole else f"column_read = tl.minimum(columns, {columns - 1})")
+
+
 def _few_body(p: Product, x: str, tiling: Tiling) -> tuple[Tiles, set[str]]:
     t, symbols = p.new_tiles((1, 0))
     uneven, whole = p.uneven([tiling]), p.columns % tiling.columns == 0
-    t.line("columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)")
-    t.line("column_read = columns" if whole else f"column_read = tl.minimum(columns, {p.columns - 1})")
+    columns_of(t, "tl.program_id(0)", p.columns, whole=whole)
     t.line("row = tl.arange(0, ROWS)[None, :]")
     t.line("row_in = row < rows")
     t.line("inner = tl.arange(0, INNER)")
     place = f"{x} + (row * {p.inner} + inner[:, None])"
     accumulators = p.loop(t, swapped=True, uneven=uneven, x_at=place, x_mask="row_in")
     t.line("column = columns[:, None]")
-    if not whole:
-        t.line(f"column_in = column < {p.columns}")
     row = Axis("row", 0, FEW - 1, slot=0, block=tiling.rows, inside="row_in")
-    column = Axis("column", 0, p.columns - 1, slot=1, block=tiling.columns, inside="" if whole else "column_in")
+    column = Axis("column", 0, p.columns - 1, slot=1, block=tiling.columns, inside="" if whole else f"(column < {p.columns})")
     p.epilogue(t, Reader(t, {}), accumulators, row, column)
     return t, symbols
 
@@ -277,16 +295,13 @@ def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, s
     t.line(f"place = program % ({GROUP} * column_tiles)")
     t.line(f"row = ((group * {GROUP} + place % height).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]")
     t.line("row_in = row < rows")
-    t.line("columns = place // height * COLUMNS + tl.arange(0, COLUMNS)")
-    t.line("# Rows and columns behind the last are read as the last, and not stored.")
-    t.line("column_read = columns" if whole else f"column_read = tl.minimum(columns, {p.columns - 1})")
+    columns_of(t, "place // height", p.columns, whole=whole)
+    t.line("# Rows behind the last are read as the last, and not stored.")
     t.line("inner = tl.arange(0, INNER)")
     place = f"{x} + tl.minimum(row, rows - 1) * {p.inner} + inner[None, :]"
     accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="")
     t.line("column = columns[None, :]")
-    if not whole:
-        t.line(f"column_in = column < {p.columns}")
     row = Axis("row", 0, None, wide=True, slot=0, block=tilings[0].rows, inside="row_in")
-    column = Axis("column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else "column_in")
+    column = Axis("column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else f"(column < {p.columns})")
     p.epilogue(t, Reader(t, {}), accumulators, row, column)
     return t, symbols

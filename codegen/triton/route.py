@@ -59,7 +59,9 @@ def _region(kernel: Kernel) -> _Region:
     if not isinstance(product, MatMul):
         return _Region(op, _source(kernel, op.logits), None, None, bias)
     if not product.transpose_b:
-        raise CodegenError(f"@{kernel.name}: the router's weight stands as [inner, experts], and this template wants [experts, inner]")
+        raise CodegenError(
+            f"@{kernel.name}: the router's weight stands as [inner, experts], and this template wants [experts, inner]"
+        )
     return _Region(op, None, _source(kernel, product.a), _source(kernel, product.b), bias)
 
 
@@ -92,7 +94,7 @@ def emit(kernel: Kernel) -> str:
     if region.logits is not None:
         text = _choose(region, groups, keep, element(logits))
         given = names[region.logits]
-        return f'''import triton
+        return f"""import triton
 import triton.language as tl
 
 {jobs_text([choose])}
@@ -104,7 +106,7 @@ import triton.language as tl
 def launch({", ".join(arguments)}, experts, weights):
     rows = {given}.shape[0]
     choose[(rows,)]({given}{bias}, experts, weights, rows, 1, **pinned(JOBS[0]))
-'''
+"""
     assert region.x is not None and region.w is not None
     inner = int(region.x.shape[1])
     parts = region.x.type.dtype is DType.BF16 and region.w.type.dtype is DType.F32
@@ -117,7 +119,7 @@ import triton.language as tl
 {jobs_text([*jobs, choose])}
 
 
-{_product(region, inner, few, parts)}
+{_product(region, inner, parts)}
 
 
 {_choose(region, groups, keep, element(op.logits.type))}
@@ -146,18 +148,25 @@ def launch({", ".join(arguments)}, experts, weights, partial):
 def _product_job(region: _Region, inner: int, few: bool) -> Job:
     """The configuration for at most 16 rows, or for more."""
     assert region.x is not None and region.w is not None
-    signature = {"x": pointer(region.x.type), "w": pointer(region.w.type), "partial": "*fp32", "rows": "i32", "steps": "i32"}
+    signature = {
+        "x": pointer(region.x.type),
+        "w": pointer(region.w.type),
+        "partial": "*fp32",
+        "rows": "i32",
+        "steps": "i32",
+    }
     experts = padded(region.op.experts)
     narrow = region.x.type.dtype.bytes == 2
     sizes = {"INNER": inner, "EXPERTS": region.op.experts}
     if few:
         sizes |= {"BLOCK_N": 16, "BLOCK_E": min(32, experts), "BLOCK_K": min(128 if narrow else 64, padded(inner))}
         return Job("product", signature, sizes, num_warps=4, num_stages=2)
-    sizes |= {"BLOCK_N": 128 if narrow else 32, "BLOCK_E": min(128 if narrow else 32, experts), "BLOCK_K": min(64 if narrow else 32, padded(inner))}
+    wide, deep = (128, 64) if narrow else (32, 32)
+    sizes |= {"BLOCK_N": wide, "BLOCK_E": min(wide, experts), "BLOCK_K": min(deep, padded(inner))}
     return Job("product", signature, sizes, num_warps=8, num_stages=2)
 
 
-def _product(region: _Region, inner: int, block: dict[str, int], split: bool) -> str:
+def _product(region: _Region, inner: int, split: bool) -> str:
     assert region.x is not None and region.w is not None
     inner_mask = inner % 128 != 0
     expert_mask = region.op.experts % 128 != 0
@@ -208,7 +217,9 @@ def _choose(region: _Region, groups: int, keep: int, logit: str) -> str:
     put("    GROUPS: tl.constexpr, EACH: tl.constexpr, GROUP_TILE: tl.constexpr, EACH_TILE: tl.constexpr,")
     put("    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,")
     put("):")
-    put('    """One row: the largest score + bias among the best groups, the lower expert first among equals. logits: [parts, rows, experts]."""')
+    put(
+        '    """One row: its experts, best first, the lower one among equals, and their weights. logits: [parts, rows, experts]."""'
+    )
     put("    row = tl.program_id(0).to(tl.int64)")
     put("    group = tl.arange(0, GROUP_TILE)")
     put("    member = tl.arange(0, EACH_TILE)")
@@ -242,7 +253,7 @@ def _choose(region: _Region, groups: int, keep: int, logit: str) -> str:
         put("        hit = group == tl.argmax(total, 0)")
         put("        kept = tl.where(hit, 1, kept)")
         put('        total = tl.where(hit, float("-inf"), total)')
-        put(f"    score = tl.where(kept[:, None] > 0, score, tl.where(real, {dropped}, float(\"-inf\")))")
+        put(f'    score = tl.where(kept[:, None] > 0, score, tl.where(real, {dropped}, float("-inf")))')
     put("    score = tl.reshape(score, [GROUP_TILE * EACH_TILE])")
     put("    p = tl.reshape(p, [GROUP_TILE * EACH_TILE])")
     put("    number = tl.reshape(number, [GROUP_TILE * EACH_TILE])")

@@ -2,15 +2,13 @@
 
 Element rules (`ringc.ir.elements`) compute indices and values with the same functions. Index arithmetic is kept as linear forms of loop
 variables whose ranges are known, so that `(h * 64 + d) // 64` becomes `h` and `d + 8 < 16` becomes a constant where a loop's range decides
-it. What a range doesn't decide, `question` turns into a cut of a loop: a concatenation's loop is cut where its parts meet.
+it; `ringc.codegen.tvm.cuts` asks for the ranges that decide. `ringc.codegen.tvm.printing` writes expressions.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import sympy
 
@@ -55,6 +53,18 @@ class Expr:
         return self.what if self.op == "const" else None  # type: ignore[return-value]
 
 
+def walk(e: Expr) -> Iterator[Expr]:
+    """Every expression below one, each once."""
+    seen: set[Expr] = set()
+    pending = [e]
+    while pending:
+        current = pending.pop()
+        if current not in seen:
+            seen.add(current)
+            pending += current.args
+            yield current
+
+
 Linear = tuple[dict[Expr, int], int]
 """Factors of the parts that are no sums, and the constant."""
 
@@ -73,7 +83,13 @@ class Arithmetic:
     # -- leaves
 
     def _make(
-        self, op: str, args: Sequence[Expr], dtype: str, what: str | float = "", range: Range = (None, None), data: bool = False
+        self,
+        op: str,
+        args: Sequence[Expr],
+        dtype: str,
+        what: str | float = "",
+        range: Range = (None, None),
+        data: bool = False,
     ) -> Expr:
         # repr tells 1, 1.0 and True apart, and -0.0 from 0.0.
         key = (op, *map(id, args), dtype, repr(what), range)
@@ -138,7 +154,7 @@ class Arithmetic:
         if function in _UNARY:
             return self._unary(function, arguments[0])
         a, b = self._same(*arguments)
-        if function in _COMPARISONS:
+        if function in COMPARISONS:
             return self._compare(function, a, b)
         if function in ("and", "or"):
             return self._logical(function, a, b)
@@ -202,7 +218,7 @@ class Arithmetic:
             if known is not None:
                 return self.number(known, "bool")
         elif a.op == b.op == "const":
-            return self.number(_COMPARISONS[function](a.what, b.what), "bool")
+            return self.number(COMPARISONS[function](a.what, b.what), "bool")
         return self._make(function, (a, b), "bool")
 
     def _where(self, condition: Expr, a: Expr, b: Expr) -> Expr:
@@ -308,9 +324,15 @@ class Arithmetic:
         for part, factor in sorted(parts.items(), key=lambda item: item[1] < 0):
             term = part
             if abs(factor) != 1:
-                term = self._make("mul", (part, self.number(abs(factor))), part.dtype, range=self.range_of(({part: abs(factor)}, 0)))
+                term = self._make(
+                    "mul", (part, self.number(abs(factor))), part.dtype, range=self.range_of(({part: abs(factor)}, 0))
+                )
             if total is None:
-                total = self._make("neg", (term,), term.dtype, range=self.range_of(({part: factor}, 0))) if factor < 0 else term
+                total = (
+                    self._make("neg", (term,), term.dtype, range=self.range_of(({part: factor}, 0)))
+                    if factor < 0
+                    else term
+                )
             else:
                 total = self._sum(total, term, factor > 0)
         if total is None:
@@ -357,7 +379,7 @@ def scaled(a: Linear, factor: int) -> Linear:
 
 
 _UNARY = frozenset({"neg", "abs", "exp", "log", "sqrt", "rsqrt", "sigmoid", "cos", "sin", "not"})
-_COMPARISONS: dict[str, Callable[..., bool]] = {
+COMPARISONS: dict[str, Callable[..., bool]] = {
     "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b, "eq": lambda a, b: a == b,
 }  # fmt: skip
 
@@ -380,156 +402,3 @@ def _least(a: int | None, b: int | None) -> int | None:
 
 def _greatest(a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else max(a, b)
-
-
-# -- where to cut loops
-
-
-@dataclass(frozen=True)
-class Question:
-    """A loop to cut so that an expression simplifies: at a value ("cut"), or into blocks of a size ("split")."""
-
-    variable: Expr
-    kind: Literal["cut", "split"]
-    at: int
-
-
-def walk(e: Expr) -> Iterator[Expr]:
-    """Every expression below one, each once."""
-    seen: set[Expr] = set()
-    pending = [e]
-    while pending:
-        current = pending.pop()
-        if current not in seen:
-            seen.add(current)
-            pending += current.args
-            yield current
-
-
-def question(e: Expr, loops: Collection[Expr], math: Arithmetic) -> Question | None:
-    """A cut of one of these loops that decides a comparison of indices, or makes a division exact; None if there is none."""
-    for part in sorted(walk(e), key=_first_divisions):
-        if part.op in _COMPARISONS and part.args[0].is_index and not part.data:
-            found = _about_comparison(part, loops, math)
-        elif part.op in ("floordiv", "mod") and not part.data and isinstance(part.args[1].const, int):
-            found = _about_division(part, loops, math)
-        else:
-            continue
-        if found is not None:
-            return found
-    return None
-
-
-def _first_divisions(e: Expr) -> tuple[bool, int]:
-    """Blocks first, the largest before the smaller ones: cuts then fall into whole blocks."""
-    size = e.args[1].const if e.op in ("floordiv", "mod") else None
-    return size is None, -size if isinstance(size, int) else 0
-
-
-def _about_comparison(e: Expr, loops: Collection[Expr], math: Arithmetic) -> Question | None:
-    """`sum < 0` (or the like) changes where the variable with the largest factor passes a point."""
-    parts, constant = math.minus(math.linear(e.args[0]), math.linear(e.args[1]))
-    if not parts:
-        return None
-    variable = max(parts, key=lambda p: abs(parts[p]))
-    factor = parts.pop(variable)
-    low, high = math.range_of((parts, constant))
-    first, last = variable.range
-    if variable not in loops or low is None or high is None or first is None or last is None:
-        return None
-    # The least values of the variable for which the comparison may, and for which it must, come out the other way.
-    shifts = {"lt": (0,), "ge": (0,), "le": (1,), "gt": (1,), "eq": (0, 1)}[e.op]
-    edges = [-((rest - s) // factor) if factor > 0 else (rest - s) // -factor + 1 for rest in (low, high) for s in shifts]
-    for at in sorted(edges):
-        if first < at <= last:
-            return Question(variable, "cut", at)
-    return None
-
-
-def _about_division(e: Expr, loops: Collection[Expr], math: Arithmetic) -> Question | None:
-    """`(factor * v + constant) // by` is exact in blocks of `by / factor` values of v that begin at a multiple."""
-    parts, constant = math.linear(e.args[0])
-    by = e.args[1].const
-    if len(parts) != 1 or not isinstance(by, int):
-        return None
-    ((variable, factor),) = parts.items()
-    first, last = variable.range
-    if variable not in loops or first is None or last is None or factor <= 0 or by % factor or constant % factor:
-        return None
-    size = by // factor
-    start = -(first + constant // factor) % size  # values up to the next multiple
-    count = last - first + 1
-    if start and start < count:
-        return Question(variable, "cut", first + start)
-    if start or count <= size:
-        return None
-    if count % size:
-        return Question(variable, "cut", first + count // size * size)
-    return Question(variable, "split", size)
-
-
-# -- printing
-
-_INFIX = {
-    "lt": ("<", 1), "le": ("<=", 1), "gt": (">", 1), "ge": (">=", 1), "eq": ("==", 1),
-    "add": ("+", 2), "sub": ("-", 2), "mul": ("*", 3), "div": ("/", 3), "floordiv": ("//", 3), "mod": ("%", 3),
-}  # fmt: skip
-
-
-def text(e: Expr, named: Mapping[Expr, str] | None = None) -> str:
-    """An expression as TVM script; `named` are expressions that have a name."""
-    return _Printer(named or {}).text(e, 0)
-
-
-class _Printer:
-    def __init__(self, named: Mapping[Expr, str]) -> None:
-        self.named = named
-
-    def text(self, e: Expr, level: int) -> str:
-        """The text, in parentheses if it binds more loosely than `level`."""
-        if e in self.named:
-            return self.named[e]
-        if e.op in _INFIX:
-            sign, own = _INFIX[e.op]
-            right = own + (sign in "-/" or own == 3 or own == 1)
-            both = all(a.op == "const" for a in e.args)  # Python would compute with two bare numbers itself
-            left = number_text(e.args[0], bare=False) if both else self.text(e.args[0], own + (own == 1))
-            made = f"{left} {sign} {self.text(e.args[1], right)}"
-            return f"({made})" if own < level else made
-        match e.op:
-            case "const":
-                return number_text(e, bare=level > 0)
-            case "var":
-                return str(e.what)
-            case "load":
-                return f"{e.what}[{', '.join(self.text(a, 1) for a in e.args) or '()'}]"
-            case "neg":
-                made = f"-{self.text(e.args[0], 4)}"
-                return f"({made})" if level > 2 else made
-            case "cast":
-                return f'T.Cast("{e.dtype}", {self.argument(e.args[0])})'
-            case "where":
-                name = "T.Select" if e.args[0].data else "T.if_then_else"
-            case "maximum" | "minimum":
-                name = f"T.{e.op[:3]}"
-            case "and" | "or" | "not":
-                name = f"T.{e.op.capitalize()}"
-            case _:
-                name = str(e.what)
-        return f"{name}({', '.join(map(self.argument, e.args))})"
-
-    def argument(self, e: Expr) -> str:
-        """A number as an argument of a function has its type written."""
-        return self.text(e, 0)
-
-
-def number_text(e: Expr, bare: bool) -> str:
-    """A constant; bare where an operator gives it its type."""
-    value = e.what
-    if isinstance(value, bool):
-        return f"T.bool({value})"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'T.{e.dtype}("{value}")'
-    if bare or e.dtype == "int32":
-        return repr(value) if not (isinstance(value, int | float) and value < 0) else f"({value!r})"
-    return f"T.{e.dtype}({value!r})"

@@ -9,7 +9,8 @@ import sympy
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
-from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr, text
+from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr
+from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.stages import Place
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
@@ -56,7 +57,9 @@ class Head:
         parameters: list[tuple[str, DType, Shape]] = [
             (name, arg.type.dtype, memory_shape(arg.type)) for name, arg in zip(self.arguments, body.args, strict=True)
         ]
-        parameters += [(name, body.outputs[i].type.dtype, memory_shape(body.outputs[i].type)) for i, name in self.outputs.items()]
+        parameters += [
+            (name, body.outputs[i].type.dtype, memory_shape(body.outputs[i].type)) for i, name in self.outputs.items()
+        ]
         handles = {name: self.names.fresh(f"{name}_handle") for name, _, _ in parameters}
         sizes, plain, derived = self._sizes(parameters)
         with w.block("def main("):
@@ -69,11 +72,15 @@ class Head:
                 w(f"{name} = T.int64()")
             for name, dtype, _ in parameters:
                 shape = sizes[name]
-                w(f'{name} = T.match_buffer({handles[name]}, ({", ".join(shape)}{"," * (len(shape) == 1)}), "{STORED[dtype]}")')
+                w(
+                    f'{name} = T.match_buffer({handles[name]}, ({", ".join(shape)}{"," * (len(shape) == 1)}), "{STORED[dtype]}")'
+                )
             for line in self._solved(plain, derived):
                 w(line)
 
-    def _sizes(self, parameters: Sequence[tuple[str, DType, Shape]]) -> tuple[dict[str, list[str]], list[str], dict[str, Dim]]:
+    def _sizes(
+        self, parameters: Sequence[tuple[str, DType, Shape]]
+    ) -> tuple[dict[str, list[str]], list[str], dict[str, Dim]]:
         """Each parameter's sizes as text, the symbols that are sizes themselves, and names for sizes that are made of symbols."""
         plain = sorted({d.name for _, _, shape in parameters for d in shape if isinstance(d, sympy.Symbol)})
         bound: set[str] = set()
@@ -104,26 +111,36 @@ class Head:
                 continue
             (unknown,) = left
             offset, one, two = (substitute(dim, {unknown: i}) for i in (0, 1, 2))
-            if not (isinstance(offset, int) and isinstance(one, int) and isinstance(two, int)) or two - one != one - offset:
+            if (
+                not (isinstance(offset, int) and isinstance(one, int) and isinstance(two, int))
+                or two - one != one - offset
+            ):
                 continue
             self.math.variable(unknown, 0, None, "int64")
             made = self.math.variable(name, 0, None, "int64")
             made = self.math.apply("sub", made, self.math.number(offset))
-            lines.append(f"{unknown}: T.let = {text(self.math.apply('floordiv', made, self.math.number(one - offset)))}")
+            lines.append(
+                f"{unknown}: T.let = {text(self.math.apply('floordiv', made, self.math.number(one - offset)))}"
+            )
             solved.add(unknown)
         return lines
 
     def places(self) -> dict[Value, Place]:
         """How the arguments are read."""
         return {
-            arg: argument_place(self.math, name, arg.type) for name, arg in zip(self.arguments, self.kernel.function.body.args, strict=True)
+            arg: argument_place(self.math, name, arg.type)
+            for name, arg in zip(self.arguments, self.kernel.function.body.args, strict=True)
         }
 
     def check(self, sizes: set[str]) -> None:
         """Every size that the body uses can be read off a parameter."""
         shapes = [memory_shape(a.type) for a in self.kernel.function.body.args]
         known = {s for shape in shapes for s in symbols_of(shape)}
-        missing = sizes - known - {s for i in self.outputs for s in symbols_of(self.kernel.function.body.outputs[i].type.shape)}
+        missing = (
+            sizes
+            - known
+            - {s for i in self.outputs for s in symbols_of(self.kernel.function.body.outputs[i].type.shape)}
+        )
         if missing:
             raise CodegenError(f"@{self.kernel.name}: no argument says how large {', '.join(sorted(missing))} is")
 

@@ -1,6 +1,6 @@
-"""Templates `tvm.grouped_few{block}` and `tvm.grouped_tiled{rows,block}`: products of rows that are sorted by expert with their experts' weights.
+"""Templates `tvm.grouped_few{block}` and `tvm.grouped_tiled{rows,block}`: products of rows sorted by expert with weights by expert.
 
-Weights `[E, M, K]` are stored as panels `[E, ceil(M / block), K, block]`. The offsets say where each expert's rows begin. With few rows each
+Weights `[E, M, K]` are stored as panels `[E, ceil(M / block), K, block]`; offsets say where each expert's rows begin. With few rows each
 row is a task of its own and looks up its expert. With many, every expert's rows are cut into tiles: the list of tiles is made first, by
 the kernel itself, so that tasks are equal however the rows are spread over the experts. Rows that are gathered are read where they lie.
 """
@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
-from ringc.codegen.tvm.elements import Arithmetic, Expr, text
+from ringc.codegen.tvm.elements import Arithmetic, Expr
 from ringc.codegen.tvm.function import RESERVED, Head
+from ringc.codegen.tvm.kept import primitive
 from ringc.codegen.tvm.matmul import in_front, prologue
+from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.row import file_text
-from ringc.codegen.tvm.stages import Place, Stages, primitive
+from ringc.codegen.tvm.stages import Place, Stages
 from ringc.codegen.tvm.tile import Product, Tile
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
@@ -67,7 +69,9 @@ class _Grouped:
             raise CodegenError(f"@{self.kernel.name}: there is no product of rows by expert")
         shared = {(op.x, op.offsets, op.w.shape) for op in self.anchors}
         if len(shared) > 1:
-            raise CodegenError(f"@{self.kernel.name}: the products of a grouped kernel take the same rows and weights of one shape")
+            raise CodegenError(
+                f"@{self.kernel.name}: the products of a grouped kernel take the same rows and weights of one shape"
+            )
         if not all(isinstance(d, int) for d in self.anchors[0].w.shape):
             raise CodegenError(f"@{self.kernel.name}: the sizes of experts' weights are known numbers")
 
@@ -91,7 +95,10 @@ class _Grouped:
     def _front(self, parallel: bool) -> None:
         """What is in front of the products: moved elements are read where they lie, the rest is computed first."""
         ops = in_front(self.body, self.left)
-        moves = all(isinstance(op, Elementwise) and not (isinstance(op, Pointwise) and op.result.type.dtype.is_float) for op in ops)
+        moves = all(
+            isinstance(op, Elementwise) and not (isinstance(op, Pointwise) and op.result.type.dtype.is_float)
+            for op in ops
+        )
         if not moves:
             prologue(self.stages, self.body, self.left, parallel)
 
@@ -123,7 +130,7 @@ class _Grouped:
                 panel = self._let("panel", self._apply("mod", task, self.panels), self.panels - 1)
                 row = self._let("row", self._apply("floordiv", task, self.panels))
                 found = self.names.fresh("found")
-                w(f'{found} = T.alloc_buffer((1,), "int32", scope="global")')
+                self.stages.allocate(found, ["1"], "int32")
                 w(f"{found}[0] = 0")
                 e = self._variable("e")
                 with w.block(f"for {e.what} in range({self.experts}):"):
@@ -132,7 +139,9 @@ class _Grouped:
                     w(f"{found}[0] = {found}[0] + {text(step)}")
                 w(f"{(expert := self._variable('expert')).what}: T.let = {found}[0]")
                 tile = Tile(self.stages, 1, self.block, math.number(0), panel)
-                tile.multiply(self._products(expert), lambda k: self.stages.element(self.left, [row, k]), self.left.shape[1])
+                tile.multiply(
+                    self._products(expert), lambda k: self.stages.element(self.left, [row, k]), self.left.shape[1]
+                )
                 tile.store(self.body, self.head.outputs, row, self.width, None)
         return self._text()
 
@@ -144,9 +153,9 @@ class _Grouped:
             self._front(parallel=True)
             count, experts, starts = (names.fresh(n) for n in ("count", "tile_expert", "tile_start"))
             most = text(self._apply("add", self._apply("floordiv", rows, size), math.size(self.experts)))
-            w(f'{count} = T.alloc_buffer((1,), "int32", scope="global")')
+            self.stages.allocate(count, ["1"], "int32")
             for name in (experts, starts):
-                w(f'{name} = T.alloc_buffer(({most},), "int32", scope="global")')
+                self.stages.allocate(name, [most], "int32")
             w(f"{count}[0] = 0")
             e, t = self._variable("e"), self._variable("t")
             with w.block(f"for {e.what} in range({self.experts}):"):
@@ -199,7 +208,7 @@ class _Grouped:
     def _look_up(self, ids: Value, rows: int, i: Expr, source: Expr) -> None:
         """Which rows of its table a tile gathers."""
         name = self.names.fresh(ids.name or "source")
-        self.w(f'{name} = T.alloc_buffer(({rows},), "int32", scope="global")')
+        self.stages.allocate(name, [str(rows)], "int32")
         with self.w.block(f"for {i.what} in T.unroll({rows}):"):
             self.w(f"{name}[{i.what}] = {text(self.stages.element(ids, [source]))}")
         self.stages.place(ids, lambda _at: self.math.load(name, [i], ids.type.dtype))

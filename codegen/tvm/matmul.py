@@ -12,10 +12,12 @@ from functools import partial
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
-from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr, text
+from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr
 from ringc.codegen.tvm.function import RESERVED, Head, argument_place
+from ringc.codegen.tvm.kept import primitive
+from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.row import file_text, write_rows
-from ringc.codegen.tvm.stages import Stages, primitive
+from ringc.codegen.tvm.stages import Stages
 from ringc.codegen.tvm.tile import Product, Tile
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
@@ -47,7 +49,9 @@ def emit(kernel: Kernel) -> str:
         anchors = [op for op in body.ops if isinstance(op, MatMul)]
         if anchors:
             left = prologue(stages, body, anchors[0].a, parallel=kernel.implementation["rows"] > 1)
-            _Product(stages, body, anchors, left, head.outputs, kernel.implementation["rows"], kernel.implementation["block"]).write()
+            _Product(
+                stages, body, anchors, left, head.outputs, kernel.implementation["rows"], kernel.implementation["block"]
+            ).write()
         else:
             write_rows(stages, body, head.outputs, parallel=True)
     return file_text(head, w)
@@ -95,8 +99,7 @@ def prologue(stages: Stages, body: Block, value: Value, parallel: bool) -> Value
     front = Block()
     front.args, front.ops, front.outputs = body.args, ops, (value,)
     name = stages.names.fresh(value.name or "left")
-    sizes = ", ".join(text(stages.math.size(d)) for d in value.shape)
-    stages.w(f'{name} = T.alloc_buffer(({sizes}), "{STORED[value.type.dtype]}", scope="global")')
+    stages.allocate(name, [text(stages.math.size(d)) for d in value.shape], STORED[value.type.dtype])
     write_rows(stages, front, {0: name}, parallel, inside={name})
     stages.place(value, argument_place(stages.math, name, value.type))
     return value

@@ -6,15 +6,17 @@ that no output is and that only its own phase reads lives in scalars and row buf
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
-from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr, text
+from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr
 from ringc.codegen.tvm.function import RESERVED, Head, argument_place
-from ringc.codegen.tvm.stages import Place, Stages, Target, chosen_stages, primitive
+from ringc.codegen.tvm.kept import chosen_stages, primitive
+from ringc.codegen.tvm.printing import text
+from ringc.codegen.tvm.stages import Place, Stages, Target
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Function, Op, Value
@@ -96,7 +98,8 @@ class _Probe:
         self.found.clear()
         lead = [] if row is None else [row]
         target = Target(lambda _at, _e: "", STORED[item.value.type.dtype])
-        place = self.stages.places.pop(item.value, None) if item.output is None or item.op is not None else None
+        makes = item.op is not None and not isinstance(item.op, StateAppend)
+        place = self.stages.places.pop(item.value) if makes else None
         if isinstance(item.op, StateAppend):
             for value in (item.op.slots, item.op.positions):
                 self.stages.element(value, lead)
@@ -110,7 +113,9 @@ class _Probe:
         return list(self.found)
 
 
-def write_rows(stages: Stages, body: Block, outputs: dict[int, str], parallel: bool, inside: Collection[str] = ()) -> None:
+def write_rows(
+    stages: Stages, body: Block, outputs: dict[int, str], parallel: bool, inside: Collection[str] = ()
+) -> None:
     """Write the loops that compute a region's outputs.
 
     Args:
@@ -138,7 +143,9 @@ def _items(body: Block, outputs: dict[int, str], inside: Collection[str]) -> lis
     for op in body.ops:
         if isinstance(op, StateAppend):
             items.append(Item(op.rows, op, op.slots.shape[0]))
-        items += [Item(v, op, _rows(v), names.get(v), v in names and names[v] not in inside) for v in op.results if v in kept]
+        items += [
+            Item(v, op, _rows(v), names.get(v), v in names and names[v] not in inside) for v in op.results if v in kept
+        ]
     return items + copies
 
 
@@ -162,7 +169,11 @@ def _row_index(stages: Stages, rows: Dim | None) -> Expr | None:
     if rows == 1:
         return stages.math.number(0)
     name = stages.role("n")
-    return stages.math.variable(name, 0, rows - 1) if isinstance(rows, int) else stages.math.variable(name, 0, None, "int64")
+    return (
+        stages.math.variable(name, 0, rows - 1)
+        if isinstance(rows, int)
+        else stages.math.variable(name, 0, None, "int64")
+    )
 
 
 def _phases(stages: Stages, items: list[Item]) -> list[Phase]:
@@ -193,28 +204,40 @@ def _phases(stages: Stages, items: list[Item]) -> list[Phase]:
 
 
 def _write_phase(stages: Stages, body: Block, phase: Phase, parallel: bool) -> None:
-    w, math = stages.w, stages.math
+    math = stages.math
     for item in phase.items:  # tensors that later phases read
-        if item.output is None and item.op is not None and not isinstance(item.op, StateAppend) and item.value not in phase.private:
+        if (
+            item.output is None
+            and item.op is not None
+            and not isinstance(item.op, StateAppend)
+            and item.value not in phase.private
+        ):
             item.output = stages.names.fresh(item.value.name or "t")
-            sizes = ", ".join(text(math.size(d)) for d in item.value.shape)
-            w(f'{item.output} = T.alloc_buffer(({sizes}{"," * (item.value.tensor.rank == 1)}), "{STORED[item.value.type.dtype]}", scope="global")')
+            stages.allocate(item.output, [text(math.size(d)) for d in item.value.shape], STORED[item.value.type.dtype])
     row = _row_index(stages, phase.rows)
-    loop = row is not None and row.op == "var"
-    if loop:
-        assert phase.rows is not None and row is not None
-        count = text(math.size(phase.rows))
-        head = f"for {row.what} in T.parallel({count}):" if parallel else f"for {row.what} in range({count}):"
-    with w.block(head) if loop else nullcontext():
+    with _row_loop(stages, phase.rows, row, parallel):
         for item in phase.items:
             if isinstance(item.op, StateAppend):
                 _append(stages, body, item.op, row)
             else:
-                _write_item(stages, phase, item, [] if row is None else [row])
+                _write_item(stages, item, [] if row is None else [row])
 
 
-def _write_item(stages: Stages, phase: Phase, item: Item, lead: list[Expr]) -> None:
-    value, names, w, math = item.value, stages.names, stages.w, stages.math
+@contextmanager
+def _row_loop(stages: Stages, rows: Dim | None, row: Expr | None, parallel: bool) -> Iterator[None]:
+    """The loop over rows; none where there is one row."""
+    if row is None or row.op != "var" or rows is None:
+        yield
+        return
+    count = text(stages.math.size(rows))
+    with stages.w.block(
+        f"for {row.what} in T.parallel({count}):" if parallel else f"for {row.what} in range({count}):"
+    ):
+        yield
+
+
+def _write_item(stages: Stages, item: Item, lead: list[Expr]) -> None:
+    value, names, math = item.value, stages.names, stages.math
     dtype = value.type.dtype
     trailing = value.shape[1:]
     if item.output is not None:
@@ -230,8 +253,7 @@ def _write_item(stages: Stages, phase: Phase, item: Item, lead: list[Expr]) -> N
     else:
         name = names.fresh(value.name or _hint(item.op))
         wide = [axis for axis in range(1, value.tensor.rank) if value.shape[axis] != 1]
-        sizes = ", ".join(text(math.size(value.shape[axis])) for axis in wide)
-        w(f'{name} = T.alloc_buffer(({sizes}{"," * (len(wide) == 1)}), "{STORED[dtype]}", scope="global")')
+        stages.allocate(name, [text(math.size(value.shape[axis])) for axis in wide], STORED[dtype])
         place = lambda at: math.load(name, [at[i] for i in wide], dtype)  # noqa: E731
         target = Target(lambda at, e: f"{name}[{', '.join(text(at[i]) for i in wide)}] = {e}", STORED[dtype])
     if isinstance(item.op, Reduction | SegmentIds):
@@ -260,8 +282,12 @@ def _append(stages: Stages, body: Block, op: StateAppend, row: Expr | None) -> N
         raise CodegenError("a row kernel appends to pools that are its arguments")
     pool = names[origin]
     with w.block(f"if {slot} >= 0:"):
-        target = Target(lambda at, e: f"{pool}[{', '.join([slot, position, *map(text, at[1:])])}] = {e}", STORED[origin.type.dtype], argument=True)
+
+        def store(at: Sequence[Expr], e: str) -> str:
+            return f"{pool}[{', '.join([slot, position, *map(text, at[1:])])}] = {e}"
+
+        target = Target(store, STORED[origin.type.dtype], argument=True)
         if op.rows.tensor.rank == 1:
-            stages.statement(stages.element(op.rows, [row]), lambda e: target.store([row], e), None, target.dtype)
+            stages.statement(stages.element(op.rows, [row]), lambda e: store([row], e), None, target.dtype)
         else:
             stages.pointwise(op.rows, [row], target)

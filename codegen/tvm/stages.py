@@ -1,9 +1,9 @@
 """From the operations of a region to loops in TVM script.
 
-A *stage* is a value that is kept: an output, a reduction, or something dear that is read more often than it has elements. Everything else
-is written where it is read, through its element rule. A stage's loops are cut where the expression inside changes (`elements.question`),
-so that a vector loop has no conditions, and its last axis is computed in vectors; what is left over at the end of a row is covered by
-a vector that overlaps the one before it.
+A *stage* is a value that is kept (`ringc.codegen.tvm.kept`); everything else is written where it is read, through its element rule. A
+stage's loops are cut where the expression inside changes (`ringc.codegen.tvm.cuts`), so that a vector loop has no conditions, and its last
+axis is computed in vectors. What is left over at the end of a row is covered by a vector that overlaps the one before it, or by smaller
+ones.
 """
 
 from __future__ import annotations
@@ -11,23 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from ringc.codegen.names import Names
-from ringc.codegen.tvm.elements import Arithmetic, Expr, question, text, walk
+from ringc.codegen.tvm.cuts import question
+from ringc.codegen.tvm.elements import Arithmetic, Expr, walk
+from ringc.codegen.tvm.printing import text
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
-from ringc.ir.builder import Builder
-from ringc.ir.core import Block, Op, Value
+from ringc.ir.core import Op, Value
 from ringc.ir.elements import Elementwise
-from ringc.ir.ops.composite import Composite, expand
-from ringc.ir.ops.pointwise import Pointwise
 from ringc.ir.ops.reduce import Mean, Reduction
-from ringc.ir.ops.rows import Rope, Silu
-from ringc.ir.ops.shape import Concat
 from ringc.ir.ops.source import SegmentIds
-from ringc.ir.ops.state import StateAppend
-from ringc.ir.symbols import evaluate, product, symbols_of
-from ringc.ir.types import StateType
 
 LANES = 16
 """Elements of a vector: 512 bits of f32; the compiler halves them where a processor has less."""
@@ -37,106 +32,6 @@ Place = Callable[[Sequence[Expr]], Expr]
 
 _PIECES = 48
 """Loops that a stage is cut into at most; past that, conditions stay in the loop."""
-
-_ROW_BYTES = 16384
-"""A row's intermediate larger than this is computed again rather than kept."""
-
-_COST = {"exp": 8, "sigmoid": 8, "log": 30, "cos": 30, "sin": 30, "sqrt": 5, "rsqrt": 6, "div": 4}
-_DEAR = 5
-
-
-def primitive(body: Block) -> Block:
-    """A copy of a region with its composite operations written out, but for those that have an element rule."""
-    copy = Block([a.type for a in body.args], [a.name for a in body.args])
-    mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
-    builder = Builder(copy)
-    for op in body.ops:
-        clone = op.clone(mapping)
-        dissolve = isinstance(op, Composite) and not isinstance(op, Elementwise)
-        made = expand(builder, clone) if dissolve else builder.insert(clone).results
-        for old, new in zip(op.results, made, strict=True):
-            new.name = new.name or old.name
-            mapping[old] = new
-    copy.set_outputs(mapping[v] for v in body.outputs)
-    return copy
-
-
-# -- which values are kept
-
-
-def chosen_stages(body: Block) -> list[Value]:
-    """The values of a region that are kept, in the order in which they are made.
-
-    Raises:
-        CodegenError: an operation is neither element-wise nor a reduction nor an append.
-    """
-    for op in body.ops:
-        if not isinstance(op, Elementwise | Reduction | SegmentIds | StateAppend):
-            raise CodegenError(f"a row kernel of TVM has no form for {op.name}")
-    kept = {v for v in body.outputs if v.op is not None and not isinstance(v.type, StateType)}
-    kept |= {op.result for op in body.ops if isinstance(op, Reduction | SegmentIds)}
-    weight: dict[Value, int] = dict.fromkeys(body.args, 0)
-    for op in body.ops:
-        for value in op.results:
-            if isinstance(value.type, StateType):
-                continue
-            own = _own_cost(op)
-            # What is smaller than the result is kept by itself, if it is dear.
-            taken = [v for v in op.inputs() if not isinstance(v.type, StateType) and _count(v) >= _count(value)] if own else op.inputs()
-            weight[value] = 0 if value in kept else own + sum(weight[v] for v in taken)
-    reads: dict[Value, float] = {}
-    for op in reversed(body.ops):
-        for value in op.results:
-            if value in kept or not isinstance(op, Elementwise):
-                continue
-            dear = weight[value] >= _DEAR and value.type.dtype.is_float
-            if dear and reads.get(value, 0) > _count(value) and _row_bytes(value) <= _ROW_BYTES:
-                kept.add(value)
-        for value in op.inputs():
-            if not isinstance(value.type, StateType):
-                reads[value] = reads.get(value, 0) + _reads(op, value, kept, reads)
-    return [v for op in body.ops for v in op.results if v in kept]
-
-
-def _own_cost(op: Op) -> int:
-    """About how many instructions an element takes; nothing for what moves elements."""
-    match op:
-        case Silu():
-            return _COST["sigmoid"] + 1
-        case Rope():
-            return 6
-        case Pointwise() if op.inputs():
-            return _COST.get(op.function, 1)
-        case _:
-            return 0
-
-
-def _reads(op: Op, value: Value, kept: set[Value], reads: Mapping[Value, float]) -> float:
-    """How often an operation reads elements of an operand."""
-    if isinstance(op, StateAppend):
-        return _count(op.rows) if value is op.rows else _count(op.slots)
-    if isinstance(op, Reduction):
-        return _count(value)
-    times = _count(op.result) if op.result in kept else reads.get(op.result, 0)
-    if isinstance(op, Rope) and value is op.x:
-        return 2 * times
-    if isinstance(op, Concat):
-        return times * _count(value) / max(_count(op.result), 1)
-    return times
-
-
-def _count(value: Value) -> float:
-    """Elements of a value, sizes that aren't known taken for 64."""
-    elements = product(value.shape)
-    return evaluate(elements, dict.fromkeys(symbols_of([elements]), 64))
-
-
-def _row_bytes(value: Value) -> float:
-    elements = product(value.shape[1:])
-    return 4 * elements if isinstance(elements, int) else _ROW_BYTES + 1
-
-
-# -- loops
 
 
 @dataclass(frozen=True)
@@ -153,6 +48,25 @@ class Target:
     store: Callable[[Sequence[Expr], str], str]
     dtype: str
     argument: bool = False
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A reduction that is being written.
+
+    Attributes:
+        op: the reduction.
+        rank: of its result.
+        inside: the variables of the axes that it reduces.
+        sizes: of all axes.
+        target: where the result goes.
+    """
+
+    op: Op
+    rank: int
+    inside: Sequence[Expr]
+    sizes: Mapping[Expr, object]
+    target: Target
 
 
 class Stages:
@@ -212,9 +126,15 @@ class Stages:
         letters = list(hints)[-len(shape) :] if shape else []
         letters = [f"i{n}" for n in range(len(shape) - len(letters))] + letters
         return [
-            self.math.variable(self.role(h), 0, d - 1) if isinstance(d, int) else self.math.variable(self.role(h), 0, None, "int64")
+            self.math.variable(self.role(h), 0, d - 1)
+            if isinstance(d, int)
+            else self.math.variable(self.role(h), 0, None, "int64")
             for h, d in zip(letters, shape, strict=True)
         ]
+
+    def allocate(self, name: str, sizes: Sequence[str], dtype: str) -> None:
+        """Declare memory: on the stack where it is known to be under 1 KiB, else from TVM's pool."""
+        self.w(f'{name} = T.alloc_buffer(({", ".join(sizes)}{"," * (len(sizes) == 1)}), "{dtype}", scope="global")')
 
     # -- stages
 
@@ -225,7 +145,7 @@ class Stages:
 
         def leaf(axes: Sequence[Expr], index: Sequence[Expr]) -> None:
             for at, lane in self.vectors(axes, index, sizes, overlap=target.argument):
-                self.statement(self.element(value, at), lambda e, at=at: target.store(at, e), lane, target.dtype)  # type: ignore[misc]
+                self.statement(self.element(value, at), partial(target.store, at), lane, target.dtype)
 
         self._pieces = 0
         self.nest(axes, [*lead, *axes], lambda at: self.element(value, at), leaf)
@@ -252,69 +172,81 @@ class Stages:
                         next(left)
                 else:
                     source.append(next(left))
-        rank = len(at)
-        outer = dict(zip(kept, result.shape[len(lead) :], strict=True))
+        fold = _Fold(op, len(at), inside, {**sizes, **dict(zip(kept, result.shape[len(lead) :], strict=True))}, target)
         across = isinstance(op, Reduction) and op.x.tensor.rank - 1 not in op.axes
-
-        def term(index: Sequence[Expr]) -> Expr:
-            if isinstance(op, SegmentIds):
-                below = self.element(op.offsets, [self.math.apply("add", index[rank], self.math.number(1))])
-                started = self.math.apply("le", below, index[0])
-                return self.math.apply("where", started, self.math.number(1), self.math.number(0))
-            assert isinstance(op, Reduction)
-            return self.element(op.x, index[rank:])
 
         def leaf(axes: Sequence[Expr], index: Sequence[Expr]) -> None:
             if across and axes:
-                self._across(op, axes, index, outer, inside, sizes, term, rank, target)
+                self._across(fold, axes, index)
             else:
-                self._along(op, axes, index, outer, inside, sizes, term, rank, target)
+                self._along(fold, axes, index)
 
         self._pieces = 0
-        self.nest(kept, [*at, *source], term, leaf)
+        self.nest(kept, [*at, *source], partial(self._term, fold), leaf)
 
-    def _along(self, op: Op, axes: Sequence[Expr], index: Sequence[Expr], outer: Mapping[Expr, object], inside: Sequence[Expr],
-               sizes: Mapping[Expr, object], term: Callable[[Sequence[Expr]], Expr], rank: int, target: Target) -> None:  # fmt: skip
+    def _term(self, fold: _Fold, index: Sequence[Expr]) -> Expr:
+        """What is reduced, at the index of the result and of what is reduced."""
+        op = fold.op
+        if isinstance(op, Reduction):
+            return self.element(op.x, index[fold.rank :])
+        assert isinstance(op, SegmentIds)
+        end = self.element(op.offsets, [self.math.apply("add", index[fold.rank], self.math.number(1))])
+        return self.math.apply("where", self.math.apply("le", end, index[0]), self.math.number(1), self.math.number(0))
+
+    def _along(self, fold: _Fold, axes: Sequence[Expr], index: Sequence[Expr]) -> None:
         """A reduction along the last axis: one partial result a lane."""
-        last = inside[-1].range[1]
+        op, target = fold.op, fold.target
+        last = fold.inside[-1].range[1]
         lanes = _lanes(last + 1) if last is not None else 1
         with ExitStack() as stack:
             for axis in axes:
-                stack.enter_context(self.loop(axis, outer))
-            partial, dtype = self._accumulator(op, lanes)
+                stack.enter_context(self.loop(axis, fold.sizes))
+            partials, dtype = self._accumulator(op, lanes)
 
             def leaf(axes: Sequence[Expr], at: Sequence[Expr]) -> None:
-                for piece, lane in self.vectors(axes, at, sizes, most=lanes):
-                    mine = self.math.load(partial, [lane or self.math.number(0)], op.results[0].type.dtype)
-                    self.statement(self._combined(op, mine, term(piece)), lambda e, m=mine: f"{text(m)} = {e}", lane, dtype)  # type: ignore[misc]
+                for piece, lane in self.vectors(axes, at, fold.sizes, most=lanes):
+                    mine = self.math.load(partials, [lane or self.math.number(0)], op.results[0].type.dtype)
+                    self._accumulate(fold, mine, piece, lane, dtype)
 
-            self.nest(inside, list(index), term, leaf)
-            self.statement(self._finished(op, partial, lanes, dtype), lambda e: target.store(index[:rank], e), None, target.dtype)
+            self.nest(fold.inside, list(index), partial(self._term, fold), leaf)
+            total = self._finished(op, partials, lanes, dtype)
+            self.statement(total, partial(target.store, index[: fold.rank]), None, target.dtype)
 
-    def _across(self, op: Op, axes: Sequence[Expr], index: Sequence[Expr], outer: Mapping[Expr, object], inside: Sequence[Expr],
-                sizes: Mapping[Expr, object], term: Callable[[Sequence[Expr]], Expr], rank: int, target: Target) -> None:  # fmt: skip
+    def _across(self, fold: _Fold, axes: Sequence[Expr], index: Sequence[Expr]) -> None:
         """A reduction along other axes than the last: one result a lane."""
-        dtype = op.results[0].type.dtype
-        for start, lane in self.vectors(axes, index, outer, overlap=target.argument):
-            partial, stored = self._accumulator(op, self._width(lane))
-            mine = self.math.load(partial, [lane or self.math.number(0)], dtype)
+        op, target = fold.op, fold.target
+        for start, lane in self.vectors(axes, index, fold.sizes, overlap=target.argument):
+            partials, dtype = self._accumulator(op, self._width(lane))
+            mine = self.math.load(partials, [lane or self.math.number(0)], op.results[0].type.dtype)
+            add = partial(self._accumulate_all, fold, mine, lane, dtype)
+            self.nest(fold.inside, list(start), partial(self._term, fold), add)
+            self.statement(self._mean(op, mine), partial(target.store, start[: fold.rank]), lane, target.dtype)
 
-            def leaf(axes: Sequence[Expr], at: Sequence[Expr], mine: Expr = mine, lane: Expr | None = lane, stored: str = stored) -> None:
-                with ExitStack() as stack:
-                    for axis in axes:
-                        stack.enter_context(self.loop(axis, sizes))
-                    self.statement(self._combined(op, mine, term(at)), lambda e: f"{text(mine)} = {e}", lane, stored)
+    def _accumulate_all(
+        self, fold: _Fold, mine: Expr, lane: Expr | None, dtype: str, axes: Sequence[Expr], at: Sequence[Expr]
+    ) -> None:
+        with ExitStack() as stack:
+            for axis in axes:
+                stack.enter_context(self.loop(axis, fold.sizes))
+            self._accumulate(fold, mine, at, lane, dtype)
 
-            self.nest(inside, list(start), term, leaf)
-            self.statement(self._mean(op, mine), lambda e, at=start: target.store(at[:rank], e), lane, target.dtype)  # type: ignore[misc]
+    def _accumulate(self, fold: _Fold, mine: Expr, at: Sequence[Expr], lane: Expr | None, dtype: str) -> None:
+        made = self._combined(fold.op, mine, self._term(fold, at))
+        self.statement(made, partial("{} = {}".format, text(mine)), lane, dtype)
 
     def _accumulator(self, op: Op, lanes: int) -> tuple[str, str]:
         """Declares partial results and sets them to the reduction's neutral element."""
         dtype = self.math.literal(0, op.results[0].type.dtype).dtype
         name = self.names.fresh(f"{op.results[0].name or op.name}_lanes")
-        self.w(f'{name} = T.alloc_buffer(({lanes},), "{dtype}", scope="global")')
+        self.allocate(name, [str(lanes)], dtype)
         low = _combine(op) == "maximum"
-        start = f'T.min_value("{dtype}")' if low and dtype.startswith("int") else f'T.{dtype}("-inf")' if low else f"T.{dtype}(0)"
+        start = (
+            f'T.min_value("{dtype}")'
+            if low and dtype.startswith("int")
+            else f'T.{dtype}("-inf")'
+            if low
+            else f"T.{dtype}(0)"
+        )
         if lanes == 1:
             self.w(f"{name}[0] = {start}")
         else:
@@ -368,7 +300,9 @@ class Stages:
             number = next(n for n in range(1, 99) if f"{name}{n}" not in taken)
             block = self.math.variable(self.role(f"{name}{number}"), 0, (high - low + 1) // asked.at - 1)
             within = self.math.variable(name, 0, asked.at - 1)
-            start = self.math.apply("add", self.math.apply("mul", block, self.math.number(asked.at)), self.math.number(low))
+            start = self.math.apply(
+                "add", self.math.apply("mul", block, self.math.number(asked.at)), self.math.number(low)
+            )
             parts.append(([block, within], self.math.apply("add", start, within)))
         for loops, value in parts:
             inner = [*axes[:where], *loops, *axes[where + 1 :]]
@@ -387,7 +321,13 @@ class Stages:
             yield
 
     def vectors(
-        self, axes: Sequence[Expr], index: Sequence[Expr], sizes: Mapping[Expr, object], *, overlap: bool = False, most: int = LANES
+        self,
+        axes: Sequence[Expr],
+        index: Sequence[Expr],
+        sizes: Mapping[Expr, object],
+        *,
+        overlap: bool = False,
+        most: int = LANES,
     ) -> Iterator[tuple[list[Expr], Expr | None]]:
         """Loops over all axes, the last in vectors of at most so many lanes: gives index and lane of each piece, to write what is inside.
 
@@ -417,7 +357,9 @@ class Stages:
                         inner.enter_context(self.loop(step, {}))
                         start = math.apply("mul", step, math.number(width))
                         if laps:
-                            at = math.apply("add", math.apply("minimum", start, math.number(left - width)), math.number(low))
+                            at = math.apply(
+                                "add", math.apply("minimum", start, math.number(left - width)), math.number(low)
+                            )
                             start = math.variable(str(last.what), low, low + left - width)
                             self.w(f"{start.what}: T.let = {text(at)}")
                         else:
@@ -454,7 +396,7 @@ class Stages:
                 lines.append(f"{name}: T.let = {text(part, named)}")
                 named[part] = name
             else:
-                self.w(f'{name} = T.alloc_buffer(({self._width(lane)},), "{part.dtype}", scope="global")')
+                self.allocate(name, [str(self._width(lane))], part.dtype)
                 lines.append(f"{name}[{lane.what}] = {text(part, named)}")
                 named[part] = f"{name}[{lane.what}]"
         with self.lanes(lane):
@@ -495,4 +437,5 @@ def repeated(e: Expr) -> list[Expr]:
 
 def _work(e: Expr) -> int:
     """Operations in an expression, those that compute indices left out."""
-    return sum(3 if x.op == "call" else 1 for x in walk(e) if x.op not in ("const", "var", "load", "cast") and not (x.is_index and not x.data))
+    free = ("const", "var", "load", "cast")
+    return sum(3 if x.op == "call" else 1 for x in walk(e) if x.op not in free and (x.data or not x.is_index))

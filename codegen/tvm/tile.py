@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
-from ringc.codegen.tvm.elements import Expr, text
+from ringc.codegen.tvm.elements import STORED, Expr
+from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.stages import LANES, Place, Stages
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Value
@@ -52,7 +54,9 @@ class Tile:
             self.sums[value] = name
             mine = math.load(name, self._at(lane), value.type.dtype)
             sizes = f"{self.rows}, {self.block}" if self.rows > 1 else f"{self.block},"
-            w(f'{name} = T.alloc_buffer(({sizes}), "float32", scope="global", annotations={{"disable_lower_builtin": True}})')
+            w(
+                f'{name} = T.alloc_buffer(({sizes}), "float32", scope="global", annotations={{"disable_lower_builtin": True}})'
+            )
             added = math.apply("add", mine, math.apply("mul", left(k), product.weight([column, k])))
             terms.append((text(mine), f"{text(mine)} = {text(added)}"))
         for name, _ in terms:
@@ -60,7 +64,11 @@ class Tile:
                 w(f"{name} = T.float32(0)")
         # One row's sums fill few registers, so all products go through K together; more rows take a turn each.
         for group in [terms] if self.rows == 1 else [[term] for term in terms]:
-            with w.block(f"for {k.what} in range({inner}):"), self._row(), w.block(f"for {lane.what} in T.vectorized({self.block}):"):
+            with (
+                w.block(f"for {k.what} in range({inner}):"),
+                self._row(),
+                w.block(f"for {lane.what} in T.vectorized({self.block}):"),
+            ):
                 for _, statement in group:
                     w(statement)
 
@@ -93,9 +101,8 @@ class Tile:
                 value = body.outputs[i]
                 target = f"{output}[{text(row)}, {text(column)}]"
                 made = self.stages.element(value, [row, column])
-                dtype = math.load(output, [], value.type.dtype)
-                stored = dtype.args[0].dtype if dtype.op == "cast" else dtype.dtype
-                self.stages.statement(made, lambda e, target=target: f"{target} = {e}", lane if lanes > 1 else None, stored)  # type: ignore[misc]
+                assign = partial("{} = {}".format, target)
+                self.stages.statement(made, assign, lane if lanes > 1 else None, STORED[value.type.dtype])
             start += lanes
 
     def _reader(self, value: Value, name: str, row: Expr, base: Expr) -> Place:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ringc.ir.core import Block, Value
 from ringc.ir.ops.index import Gather
+from ringc.ir.ops.shape import Reshape, Slice
 from ringc.ir.symbols import Dim, add, mul
 from ringc.ir.types import StateType
 
 
 def region_bytes(body: Block) -> Dim:
-    """Each argument and output once; a table that is only gathered from counts by the rows taken, a pool by what its operations say."""
+    """Each argument and output once; of what is gathered or cut from, the part taken; of a pool, what its operations say."""
     total: Dim = 0
     for arg in body.args:
         if not isinstance(arg.type, StateType):
@@ -29,11 +30,18 @@ def region_bytes(body: Block) -> Dim:
     return total
 
 
-def _taken(arg: Value) -> Dim:
-    users = arg.users()
-    if users and all(isinstance(u, Gather) and u.x is arg for u in users):
-        total: Dim = 0
-        for user in users:
-            total = add(total, user.results[0].type.bytes)
-        return total
-    return arg.type.bytes
+def _taken(value: Value) -> Dim:
+    """The bytes of a value that its users read: of a table the rows gathered, of a wide product the columns cut out, else all."""
+    users = value.users()
+    total: Dim = 0
+    for user in users:
+        if isinstance(user, Gather) and user.x is value:
+            total = add(total, user.result.type.bytes)
+        elif isinstance(user, Slice | Reshape):
+            total = add(total, _taken(user.result))
+        else:
+            return value.type.bytes
+    # Cuts that overlap are read once; a value that only leaves the region is counted there.
+    whole = value.type.bytes
+    known = isinstance(total, int) and isinstance(whole, int)
+    return whole if not users or (known and total > whole) else total

@@ -28,7 +28,7 @@ GPU_COLUMNS = 64
 """Columns of the state that one block of threads holds."""
 
 GPU_BLOCKS = 512
-"""Blocks of threads that a long batch is cut into: two rounds of two blocks on each of 132 processors. More would only lengthen the prefix."""
+"""Blocks of threads that a long batch is cut into: two rounds of two on each of 132 processors. More lengthen the prefix."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,8 @@ def small(*jobs: Job) -> Source:
 
 
 def test_every_configuration_of_every_file_is_built(tmp_path: Path) -> None:
-    cache, done = Cache(tmp_path), []
+    cache = Cache(tmp_path)
+    done: list[str] = []
     two = [Job("double", {"x": "*fp32", "y": "*fp32", "n": "i32"}, {"BLOCK": b}, num_warps=1) for b in (16, 64)]
     sources = [small(*two), Source("other", "triton", small().text)]
     cold = TritonBackend().build(sources, target("sm_90"), cache, done.append)
@@ -81,7 +83,12 @@ def test_a_kernel_that_doesnt_compile_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("x = 1\n", "has no JOBS"), ("JOBS = make()\n", "isn't made of literals"), ("JOBS = ({'kernel': 'f'},)\n", "lacks"), ("def", "no Python")],
+    [
+        ("x = 1\n", "has no JOBS"),
+        ("JOBS = make()\n", "isn't made of literals"),
+        ("JOBS = ({'kernel': 'f'},)\n", "lacks"),
+        ("def", "no Python"),
+    ],
 )
 def test_files_without_usable_jobs_are_refused(text: str, said: str) -> None:
     with pytest.raises(CodegenError, match=said):
@@ -128,7 +135,7 @@ def test_the_wheels_assembler_is_given_to_triton(monkeypatch: pytest.MonkeyPatch
     fake_gpu(monkeypatch, "13.5.37")
     monkeypatch.setenv("TRITON_PTXAS_PATH", "")
     jit.prepare_jit()
-    assert jit.os.environ["TRITON_PTXAS_PATH"] == "/opt/ptxas"
+    assert os.environ["TRITON_PTXAS_PATH"] == "/opt/ptxas"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -163,5 +170,5 @@ def test_running_needs_nothing_of_the_compiler() -> None:
     code = "import sys; import ringc.runtime.triton_backend; print(sorted({'sympy', 'networkx', 'pydantic', 'triton'} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     # torch itself may import sympy; what ringc adds must not.
-    plain = subprocess.run([sys.executable, "-c", code.replace("ringc.runtime.triton_backend", "torch")], capture_output=True, text=True, check=True).stdout
-    assert said == plain
+    bare = [sys.executable, "-c", code.replace("ringc.runtime.triton_backend", "torch")]
+    assert said == subprocess.run(bare, capture_output=True, text=True, check=True).stdout

@@ -18,18 +18,25 @@ from ringc.codegen.triton.jobs import compile_jobs
 from ringc.errors import CodegenError
 from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of, reference, run
 
+
 @pytest.fixture(scope="module")
 def worker() -> Iterator[InterpreterWorker]:
     with InterpreterWorker() as made:
         yield made
 
 
-def mixer(heads: int, dk: int, dv: int, implementation: str, *, steepest: float = 0.0, dtype: str = "f32", scale: float = 0.3) -> Kernel:
+def mixer(
+    heads: int, dk: int, dv: int, implementation: str, *, steepest: float = 0.0, dtype: str = "f32", scale: float = 0.3
+) -> Kernel:
     """A kernel of linear_attention alone."""
     form = "recurrent" if "recurrent" in implementation else "chunked"
+    keys, values = f"{dtype}[N / B, {heads}, {dk}]", f"{dtype}[N / B, {heads}, {dv}]"
+    pool = f"state<f32[P; {heads}, {dk}, {dv}]>"
+    slots = "%slots: i32[B], %offsets: i32[B + 1]"
+    attributes = f'scale = {scale}, form = "{form}", steepest = {steepest}'
     function = f"""
-func @mixer(%q: {dtype}[N / B, {heads}, {dk}], %k: {dtype}[N / B, {heads}, {dk}], %v: {dtype}[N / B, {heads}, {dv}], %slopes: f32[{heads}], %state: state<f32[P; {heads}, {dk}, {dv}]>, %slots: i32[B], %offsets: i32[B + 1]) {{
-  %o, %after = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {{scale = {scale}, form = "{form}", steepest = {steepest}}} : {dtype}[N / B, {heads}, {dv}], state<f32[P; {heads}, {dk}, {dv}]>
+func @mixer(%q: {keys}, %k: {keys}, %v: {values}, %slopes: f32[{heads}], %state: {pool}, {slots}) {{
+  %o, %after = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {{{attributes}}} : {values}, {pool}
   return %o, %after
 }}"""
     config = dict(item.split("=") for item in implementation.partition("{")[2].rstrip("}").split(",") if item)
@@ -39,7 +46,9 @@ func @mixer(%q: {dtype}[N / B, {heads}, {dk}], %k: {dtype}[N / B, {heads}, {dk}]
     return kernel(function, implementation, workspace)
 
 
-def inputs(heads: int, dk: int, dv: int, lengths: list[int], slots: list[int], slopes: list[float]) -> list[torch.Tensor]:
+def inputs(
+    heads: int, dk: int, dv: int, lengths: list[int], slots: list[int], slopes: list[float]
+) -> list[torch.Tensor]:
     n, pool = sum(lengths), max(slots, default=0) + 3
     return [
         torch.randn(n, heads, dk),
@@ -65,21 +74,27 @@ def test_recurrent_is_the_recurrence(worker: InterpreterWorker, tmp_path: Path, 
 
 @pytest.mark.parametrize("steepest", [0.0, 0.9], ids=["any slope", "gentle slopes"])
 @pytest.mark.parametrize(("heads", "dk", "dv"), [(5, 32, 32), (1, 24, 40), (2, 16, 128), (1, 128, 64)])
-def test_chunked_is_the_recurrence(worker: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int, steepest: float) -> None:
+def test_chunked_is_the_recurrence(
+    worker: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int, steepest: float
+) -> None:
     given = inputs(heads, dk, dv, *RAGGED, SLOPES)
     check(worker, tmp_path, mixer(heads, dk, dv, CHUNKED, steepest=steepest), given)
 
 
 @pytest.mark.parametrize("implementation", ["triton.linear_recurrent", CHUNKED])
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65])
-def test_lengths_around_chunks_and_segments(worker: InterpreterWorker, tmp_path: Path, implementation: str, length: int) -> None:
+def test_lengths_around_chunks_and_segments(
+    worker: InterpreterWorker, tmp_path: Path, implementation: str, length: int
+) -> None:
     given = inputs(2, 16, 16, [length], [1], [0.4, 0.05])
     check(worker, tmp_path, mixer(2, 16, 16, implementation, steepest=0.4), given)
 
 
 @pytest.mark.parametrize("implementation", ["triton.linear_recurrent", CHUNKED])
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]], ids=["no sequence", "an empty one", "empty ones"])
-def test_without_tokens_nothing_changes(worker: InterpreterWorker, tmp_path: Path, implementation: str, lengths: list[int]) -> None:
+def test_without_tokens_nothing_changes(
+    worker: InterpreterWorker, tmp_path: Path, implementation: str, lengths: list[int]
+) -> None:
     given = inputs(2, 16, 16, lengths, list(range(len(lengths))), [0.4, 0.05])
     o, state = run(worker, tmp_path, mixer(2, 16, 16, implementation, steepest=0.4), given)
     assert o.shape == (0, 2, 16)
@@ -92,7 +107,9 @@ def test_many_sequences_find_their_pieces(worker: InterpreterWorker, tmp_path: P
     check(worker, tmp_path, mixer(1, 16, 16, CHUNKED, steepest=0.1), given)
 
 
-def test_a_long_sequence_is_cut_into_as_many_segments_as_were_asked_for(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_a_long_sequence_is_cut_into_as_many_segments_as_were_asked_for(
+    worker: InterpreterWorker, tmp_path: Path
+) -> None:
     made = mixer(1, 16, 16, CHUNKED, steepest=0.05)
     check(worker, tmp_path, made, inputs(1, 16, 16, [333], [0], [0.05]))
 
@@ -125,8 +142,8 @@ def test_only_linear_attention_alone_is_taken() -> None:
 
 
 RING_MINI = {
-    "linear_recurrent": mixer(16, 128, 128, "triton.linear_recurrent", steepest=0.70711, dtype="bf16", scale=128**-0.5),
-    "linear_chunked": mixer(16, 128, 128, "triton.linear_chunked{chunk=64,segment=256,segments=16}", steepest=0.70711, dtype="bf16", scale=128**-0.5),
+    name: mixer(16, 128, 128, f"triton.{name}{config}", steepest=0.70711, dtype="bf16", scale=128**-0.5)
+    for name, config in (("linear_recurrent", ""), ("linear_chunked", "{chunk=64,segment=256,segments=16}"))
 }
 
 

@@ -80,9 +80,11 @@ func @sorter(%keys: i32[R]) {{
         (12, 16, 'top_k = 1, score = "softmax", groups = 3, keep = 1, group_top = 1'),
     ],
 )
-def test_experts_and_weights(worker: InterpreterWorker, tmp_path: Path, experts: int, inner: int, attributes: str) -> None:
+def test_experts_and_weights(
+    worker: InterpreterWorker, tmp_path: Path, experts: int, inner: int, attributes: str
+) -> None:
     made = router(experts, inner, attributes)
-    for rows in (1, 5, 40):
+    for rows in (1, 37):
         given = [torch.randn(rows, inner), torch.randn(experts, inner) * inner**-0.5, torch.randn(experts) * 0.1]
         check(worker, tmp_path, made, given)
 
@@ -96,9 +98,11 @@ def test_without_rows(worker: InterpreterWorker, tmp_path: Path) -> None:
     check(worker, tmp_path, router(32, 64, "top_k = 4"), [torch.randn(0, 64), torch.randn(32, 64), torch.randn(32)])
 
 
-@pytest.mark.parametrize("attributes", ["top_k = 4", "top_k = 4, groups = 4, keep = 2", "top_k = 3, groups = 3, keep = 2, dropped = 0.0"])
+@pytest.mark.parametrize(
+    "attributes", ["top_k = 4", "top_k = 4, groups = 4, keep = 2", "top_k = 3, groups = 3, keep = 2, dropped = 0.0"]
+)
 def test_of_equals_the_lower_expert_wins(worker: InterpreterWorker, tmp_path: Path, attributes: str) -> None:
-    logits = torch.randint(-1, 2, (60, 24)).float()
+    logits = torch.randint(-1, 2, (25, 24)).float()
     check(worker, tmp_path, chooser(24, attributes), [logits, torch.zeros(24)])
 
 
@@ -108,13 +112,13 @@ def test_dropped_groups_may_win_where_they_count_as_zero(worker: InterpreterWork
 
 
 @pytest.mark.parametrize("keys", [1, 3, 16, 40, 256])
-@pytest.mark.parametrize("rows", [0, 1, 15, 511, 512, 513])
+@pytest.mark.parametrize("rows", [0, 1, 512, 513])
 def test_sort(worker: InterpreterWorker, tmp_path: Path, keys: int, rows: int) -> None:
     check(worker, tmp_path, sorter(keys), [torch.randint(0, keys, (rows,), dtype=torch.int32)])
 
 
 def test_sort_of_many_blocks_with_keys_that_nothing_has(worker: InterpreterWorker, tmp_path: Path) -> None:
-    rows = torch.randint(0, 5, (10_000,), dtype=torch.int32) * 7
+    rows = torch.randint(0, 5, (3_000,), dtype=torch.int32) * 7
     check(worker, tmp_path, sorter(40), [rows])
 
 

@@ -17,7 +17,7 @@ from ringc.codegen.emit import emit
 from ringc.codegen.inputs import random_inputs
 from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.codegen.tvm.build import import_tvm, module_of, processor
-from ringc.codegen.tvm.stages import chosen_stages, primitive
+from ringc.codegen.tvm.kept import chosen_stages, primitive
 from ringc.errors import CodegenError
 from ringc.ir.core import Env, Function, Level
 from ringc.ir.interpret import run_block
@@ -71,13 +71,25 @@ func @row(%x: f32[N, 216], %w: f32[24], %cos: f32[N, 5], %sin: f32[N, 5]) {
   return %v, %q, %k
 }""",
     "cache": """
-func @row(%x: f32[N, 6, 20], %cos: f32[N, 10], %sin: f32[N, 10], %keys: state<f32[P; S, 2, 20]>, %values: state<f32[P; S, 4, 20]>, %slots: i32[N], %positions: i32[N]) {
+func @row(%x: f32[N, 6, 20], %cos: f32[N, 10], %sin: f32[N, 10], %keys: state<f32[P; S, 2, 20]>,
+          %values: state<f32[P; S, 4, 20]>, %slots: i32[N], %positions: i32[N]) {
   %1 = slice(%x) {axis = 1, start = 0, stop = 2} : f32[N, 2, 20]
   %v = slice(%x) {axis = 1, start = 2, stop = 6} : f32[N, 4, 20]
   %k = rope(%1, %cos, %sin) : f32[N, 2, 20]
   %2 = state_append(%keys, %slots, %positions, %k) : state<f32[P; S, 2, 20]>
   %3 = state_append(%values, %slots, %positions, %v) : state<f32[P; S, 4, 20]>
   return %2, %3
+}""",
+    "cache_of_kept_values": """
+func @row(%x: f32[N, 3, 12], %w: f32[12], %keys: state<f32[P; S, 3, 12]>, %sums: state<f32[P; S, 3]>, %tops: state<f32[P; S]>,
+          %slots: i32[N], %positions: i32[N]) {
+  %k = rms_norm(%x, %w) : f32[N, 3, 12]
+  %1 = state_append(%keys, %slots, %positions, %k) : state<f32[P; S, 3, 12]>
+  %s = sum(%x) {axes = [2]} : f32[N, 3]
+  %2 = state_append(%sums, %slots, %positions, %s) : state<f32[P; S, 3]>
+  %t = max(%k) {axes = [1, 2]} : f32[N]
+  %3 = state_append(%tops, %slots, %positions, %t) : state<f32[P; S]>
+  return %1, %k, %2, %3
 }""",
     "combine": """
 func @row(%rows: f32[4*N / 16, 40], %places: i32[4*N], %weights: f32[N / B, 4], %shared: f32[N / B, 40]) {
@@ -294,10 +306,13 @@ def test_a_fused_region(tmp_path_factory: pytest.TempPathFactory) -> None:
 # -- random regions
 
 
-ROW_OPERATIONS = (
-    "abs add and broadcast cast concat cos div eq exp floordiv gather ge gt iota le log lt max maximum mean minimum mod mul neg not or "
-    "reshape rms_norm rope rsqrt segment_ids sigmoid silu sin slice softmax sqrt sub sum take_along transpose where"
-).split()  # fmt: skip
+ROW_OPERATIONS = [
+    "abs", "add", "and", "broadcast", "cast", "concat", "cos", "div", "eq",
+    "exp", "floordiv", "gather", "ge", "gt", "iota", "le", "log", "lt",
+    "max", "maximum", "mean", "minimum", "mod", "mul", "neg", "not", "or",
+    "reshape", "rms_norm", "rope", "rsqrt", "segment_ids", "sigmoid", "silu", "sin", "slice",
+    "softmax", "sqrt", "sub", "sum", "take_along", "transpose", "where",
+]  # fmt: skip
 
 
 class F32Graph(Graph):
@@ -331,7 +346,9 @@ def test_random_regions(graph: Graph, values: dict[str, int], parallel: bool) ->
     inputs = [x.to(a.type.dtype.torch) for x, a in zip(graph.inputs(values), body.args, strict=True)]
     exact = run_block(body, inputs, Env(dict(values), torch.float64))
     plain = run_block(body, inputs, Env(dict(values)))
-    outputs = [torch.empty(s, dtype=v.type.dtype.torch) for v, s in zip(body.outputs, shapes[len(body.args) :], strict=True)]
+    outputs = [
+        torch.empty(s, dtype=v.type.dtype.torch) for v, s in zip(body.outputs, shapes[len(body.args) :], strict=True)
+    ]
     for x in outputs:
         x.fill_(float("nan") if x.is_floating_point() else 1)
     _launch(made)(*inputs, *outputs)
@@ -339,7 +356,9 @@ def test_random_regions(graph: Graph, values: dict[str, int], parallel: bool) ->
         if mine.is_floating_point():
             known = theirs.isfinite() & usual.isfinite() & (theirs.abs() < 1e30)
             if known.any():
-                allowed = 16 * (usual.double() - theirs)[known].abs().max() + 2e-6 * theirs[known].abs().max().clamp(min=1)
+                allowed = 16 * (usual.double() - theirs)[known].abs().max() + 2e-6 * theirs[known].abs().max().clamp(
+                    min=1
+                )
                 assert (mine.double() - theirs)[known].abs().max() <= allowed
         elif torch.equal(usual, theirs.to(usual.dtype)):  # else rounding decides a comparison
             assert torch.equal(mine, theirs.to(mine.dtype))

@@ -69,7 +69,11 @@ def cases() -> list[Case]:
                 if candidate.illegal or candidate.implementation in seen:
                     continue
                 seen.add(candidate.implementation)
-                notes = {"family": function.notes["family"], "implementation": candidate.implementation, "workspace": candidate.workspace}
+                notes = {
+                    "family": function.notes["family"],
+                    "implementation": candidate.implementation,
+                    "workspace": candidate.workspace,
+                }
                 number = len(seen)
                 made = Function(f"{function.name}_{number}", function.body.clone(), **notes)
                 found.append(Case(made.name, kernel_of(made)))
@@ -112,8 +116,9 @@ class DeviceInputs(_Inputs):
         if self.integers_only:
             # A router's logits near zero: far from it, fp32's sigmoid can't tell experts apart that fp64's can.
             routes = any(isinstance(op, Route) for op in self.block.ops)
-            narrow = 1 / 64 if routes and len(type.shape) == 2 and type.dtype.bytes == 4 else 0.0 if routes and len(type.shape) == 1 else 1.0
-            return (self.normal(self.env.shape(type.shape)) * narrow).to(type.dtype.torch)
+            weight, bias = routes and len(type.shape) == 2 and type.dtype.bytes == 4, routes and len(type.shape) == 1
+            factor = 0.0 if bias else 1 / 64 if weight else 1.0
+            return (self.normal(self.env.shape(type.shape)) * factor).to(type.dtype.torch)
         return super().numbers(arg, type)
 
     def one(self, arg: Value) -> torch.Tensor:
@@ -137,7 +142,9 @@ def poisoned(env: Env, type: TensorType) -> torch.Tensor:
     return torch.full(env.shape(type.shape), value, dtype=dtype, device="cuda")
 
 
-def reference(kernel: Kernel, inputs: Sequence[torch.Tensor], sizes: dict[str, int], precision: torch.dtype | None) -> list[torch.Tensor]:
+def reference(
+    kernel: Kernel, inputs: Sequence[torch.Tensor], sizes: dict[str, int], precision: torch.dtype | None
+) -> list[torch.Tensor]:
     """What the kernel's IR gives in a precision; None: in the stored types."""
     body = kernel.function.body
     if isinstance(body.ops[0], Attention):
@@ -211,7 +218,9 @@ def check(case: Case, tokens: Sequence[int] = TOKENS) -> Outcome:
     return Outcome(runs, worst[False], worst[True])
 
 
-def compare(kernel: Kernel, made: torch.Tensor, want: torch.Tensor, usual: torch.Tensor, *, integers_only: bool) -> tuple[float, str]:
+def compare(
+    kernel: Kernel, made: torch.Tensor, want: torch.Tensor, usual: torch.Tensor, *, integers_only: bool
+) -> tuple[float, str]:
     """The relative error of a whole result, and what is wrong with it, if anything.
 
     On integer inputs most sums are exact, so the reference is rounded to the result's type first: a right product then shows no error.

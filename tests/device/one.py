@@ -14,7 +14,9 @@ def main(name: str) -> None:
         outcome = check(case(name))
     except Exception as error:  # noqa: BLE001 - the table shows whatever a kernel or its compiler raises
         said = str(error).strip().splitlines() or [""]
-        outcome = Outcome(0, float("nan"), float("nan"), f"{type(error).__name__}: {said[0][:200]} ... {said[-1][:200]}")
+        outcome = Outcome(
+            0, float("nan"), float("nan"), f"{type(error).__name__}: {said[0][:200]} ... {said[-1][:200]}"
+        )
     print("OUTCOME " + json.dumps(asdict(outcome)), flush=True)
 
 

@@ -31,7 +31,12 @@ def checked(name: str, longest: float = LONGEST) -> Outcome:
     """The outcome of a case, run in a process of its own."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.device.one", name], cwd=ROOT, capture_output=True, text=True, timeout=longest, check=False
+            [sys.executable, "-m", "tests.device.one", name],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=longest,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Outcome(0, float("nan"), float("nan"), f"took longer than {longest:.0f} s")
@@ -43,15 +48,17 @@ def checked(name: str, longest: float = LONGEST) -> Outcome:
 
 
 def main(wanted: list[str]) -> int:
+    import torch
+
     from ringc.codegen.triton.jit import prepare_jit
     from ringc.codegen.triton.toolchain import find_toolchain
-
-    import torch
 
     started = time.time()
     major, minor = torch.cuda.get_device_capability()
     toolchain = find_toolchain(major * 10 + minor)
-    print(f"torch {torch.__version__}, Triton {toolchain.triton}, ptxas {toolchain.ptxas.version} ({toolchain.ptxas.origin})")
+    print(
+        f"torch {torch.__version__}, Triton {toolchain.triton}, ptxas {toolchain.ptxas.version} ({toolchain.ptxas.origin})"
+    )
     for line in prepare_jit(strict=False):
         print(line)
     found = [c for c in cases() if not wanted or any(c.name.startswith(w) for w in wanted)]
@@ -74,7 +81,9 @@ def main(wanted: list[str]) -> int:
     environment = os.environ | {"RINGC_DEADLINE": str(started + WHOLE)}
     left = max(30.0, started + WHOLE + 15.0 - time.time())
     try:
-        subprocess.run([sys.executable, "-m", "tests.device.timing"], cwd=ROOT, env=environment, timeout=left, check=False)
+        subprocess.run(
+            [sys.executable, "-m", "tests.device.timing"], cwd=ROOT, env=environment, timeout=left, check=False
+        )
     except subprocess.TimeoutExpired:
         print("the timings were cut off: no time left")
     print(f"{time.time() - started:.0f} s in all")

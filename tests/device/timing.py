@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from ringc.codegen.kernel import Kernel
 from ringc.ir.core import Env
 from ringc.ir.ops.cost import region_bytes
 from ringc.passes.schedules.products import flops_of
-from tests.device.cases import DeviceInputs, attention, binaries, build, call_tensors, cases, results
+from tests.device.cases import DeviceInputs, binaries, build, call_tensors, cases
 
 REPLAYS = 40
+
+Change = Callable[[Kernel, list[torch.Tensor]], None]
+"""Puts what a row wants into inputs that were drawn."""
 
 
 def microseconds(run: Callable[[], object]) -> float:
@@ -75,7 +78,7 @@ def find(function: str, template: str) -> Kernel:
     raise LookupError(f"no case of {function} by {template}")
 
 
-def ours(function: str, template: str, sizes: dict[str, int], change: Callable[[Kernel, list[torch.Tensor]], None] | None = None) -> tuple[float, str]:
+def ours(function: str, template: str, sizes: dict[str, int], change: Change | None = None) -> tuple[float, str]:
     """Time of a kernel, with what it reaches of bandwidth and arithmetic."""
     kernel = find(function, template)
     inputs = DeviceInputs(kernel.function, sizes, 0, integers_only=False).all()
@@ -97,7 +100,7 @@ def one_sequence(kernel: Kernel, inputs: list[torch.Tensor]) -> None:
             x.zero_()
 
 
-def decode_step(past: int) -> Callable[[Kernel, list[torch.Tensor]], None]:
+def decode_step(past: int) -> Change:
     """One token of each sequence, at one position."""
 
     def change(kernel: Kernel, inputs: list[torch.Tensor]) -> None:
@@ -127,7 +130,11 @@ def even_experts(kernel: Kernel, inputs: list[torch.Tensor]) -> None:
     experts = inputs[3].shape[0] - 1
     choices = torch.rand(rows // 8, experts, device="cuda").topk(8, 1).indices.flatten()
     inputs[0].copy_(choices.argsort(stable=True))
-    inputs[3].copy_(torch.cat([torch.zeros(1, device="cuda", dtype=torch.long), torch.bincount(choices, minlength=experts).cumsum(0)]))
+    inputs[3].copy_(
+        torch.cat(
+            [torch.zeros(1, device="cuda", dtype=torch.long), torch.bincount(choices, minlength=experts).cumsum(0)]
+        )
+    )
 
 
 def peer(name: str) -> Any:
@@ -148,7 +155,7 @@ def peer_lightning(tokens: int, config: dict[str, int]) -> tuple[float, str]:
 
 
 def peer_experts_up(tokens: int, block: int, warps: int, stages: int) -> tuple[float, str]:
-    """proto_moe's gather + product + SwiGLU at bf16. It writes the product too, and multiplies by the routing weights."""
+    """proto_moe's gather + product + SwiGLU at bf16. It multiplies by the routing weights too."""
     module = peer("proto_moe")
     experts, inner, wide = 256, 2048, 512
     choices = torch.rand(tokens, experts, device="cuda").topk(8, 1).indices.flatten()
@@ -161,11 +168,10 @@ def peer_experts_up(tokens: int, block: int, warps: int, stages: int) -> tuple[f
     scale, none = torch.ones(rows, device="cuda"), torch.zeros(1, device="cuda")
 
     def run() -> None:
-        # In the order of its parameters; the empty ones belong to fp8.
-        module.up_fused[(wide // 128, maps[0].numel())](
-            x, none, order, scale, w, none, *maps, h, none, none, none, none, tokens, rows, inner, wide, block, 128, 64, False, False, False, stages,
-            num_warps=warps,
-        )  # fmt: skip
+        # In the order of its parameters; the empty tensors belong to fp8 and to what training keeps.
+        sizes = (tokens, rows, inner, wide, block, 128, 64)
+        tensors = (x, none, order, scale, w, none, *maps, h, none, none, none, none)
+        module.up_fused[(wide // 128, maps[0].numel())](*tensors, *sizes, False, False, False, stages, num_warps=warps)
 
     return microseconds(run), ""
 
@@ -183,32 +189,37 @@ def main() -> None:
     one = {"B": 1, "P": 1, "S": 1, "R": 1}
     for tokens in (8192, 65536):
         what = f"linear attention T={tokens} H=16 D=128"
-        sizes = one | {"N": tokens}
-        row(what, "ringc linear_chunked", lambda sizes=sizes: ours("linear_chunked", "triton.linear_chunked", sizes, one_sequence))  # type: ignore[misc]
+        timed = partial(ours, "linear_chunked", "triton.linear_chunked", one | {"N": tokens}, one_sequence)
+        row(what, "ringc linear_chunked", timed)
         for v, warps, first, second in ((64, 4, 3, 2), (64, 4, 3, 3), (128, 8, 3, 2)):
             config = {"C": 64, "BV": v, "warps": warps, "st1": first, "st2": second}
-            row(what, f"peer BV{v} w{warps} st{second}", lambda tokens=tokens, config=config: peer_lightning(tokens, config))  # type: ignore[misc]
-    what = "experts up T=8192 E=256 2048->512"
-    row(what, "ringc grouped", lambda: ours("experts_up", "triton.grouped", one | {"N": 8192}, even_experts))
+            row(what, f"peer BV{v} w{warps} st{second}", partial(peer_lightning, tokens, config))
+    what, many = "experts up T=8192 E=256 2048->512", one | {"N": 8192, "S": 8192}
+    row(what, "ringc grouped", partial(ours, "experts_up", "triton.grouped", many, even_experts))
     for block, warps, stages in ((64, 8, 3), (64, 8, 4), (128, 8, 3)):
-        row(what, f"peer BM{block} w{warps} st{stages}", lambda block=block, warps=warps, stages=stages: peer_experts_up(8192, block, warps, stages))  # type: ignore[misc]
-    many = one | {"N": 8192, "S": 8192}
-    row("route T=8192 E=256", "ringc route", lambda: ours("route", "triton.route", many))
-    row("sort R=65536 E=256", "ringc sort", lambda: ours("sort", "triton.sort", many))
-    row("attention prompt T=8192 H=16/4 D=128", "ringc attention_prefill", lambda: ours("attention", "triton.attention_prefill", many, prompt))
-    row("attention prompt T=8192 H=16/4 D=128", "torch sdpa", lambda: flash(8192))
+        row(what, f"peer BM{block} w{warps} st{stages}", partial(peer_experts_up, 8192, block, warps, stages))
+    row("route T=8192 E=256", "ringc route", partial(ours, "route", "triton.route", many))
+    row("sort R=65536 E=256", "ringc sort", partial(ours, "sort", "triton.sort", many))
+    what, template = "attention prompt T=8192 H=16/4 D=128", "triton.attention_prefill"
+    row(what, "ringc attention_prefill", partial(ours, "attention", template, many, prompt))
+    row(what, "torch sdpa", partial(flash, 8192))
     for n in (1, 64):
         sizes = {"N": n, "B": n, "P": n, "S": 8192, "R": n}
         template = "triton.attention_decode" if n <= 16 else "triton.attention_prefill"
-        row(f"attention decode B={n} S=8192", f"ringc {template[7:]}", lambda sizes=sizes, t=template: ours("attention", t, sizes, decode_step(8191)))  # type: ignore[misc]
+        row(
+            f"attention decode B={n} S=8192",
+            f"ringc {template[7:]}",
+            partial(ours, "attention", template, sizes, decode_step(8191)),
+        )
     for n in (1, 64, 256):
         sizes = {"N": n, "B": n, "P": n, "S": 1, "R": n}
-        row(f"linear attention decode B={n}", "ringc linear_recurrent", lambda sizes=sizes: ours("linear_recurrent", "triton.linear_recurrent", sizes, decode_step(0)))  # type: ignore[misc]
+        timed = partial(ours, "linear_recurrent", "triton.linear_recurrent", sizes, decode_step(0))
+        row(f"linear attention decode B={n}", "ringc linear_recurrent", timed)
     for n in (1, 16):
-        row(f"route T={n} E=256", "ringc route", lambda n=n: ours("route", "triton.route", one | {"N": n}))  # type: ignore[misc]
+        row(f"route T={n} E=256", "ringc route", partial(ours, "route", "triton.route", one | {"N": n}))
     for function in ("norm", "split_norm_rope", "gate", "combine", "project", "swiglu", "experts_down"):
         family = {"project": "matmul", "swiglu": "matmul", "experts_down": "grouped"}.get(function, "row")
-        row(f"{function} T=8192", f"ringc {family}", lambda f=function, t=family: ours(f, f"triton.{t}", one | {"N": 8192}))  # type: ignore[misc]
+        row(f"{function} T=8192", f"ringc {family}", partial(ours, function, f"triton.{family}", one | {"N": 8192}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,253 @@
+"""Linear attention alone on the CPU: the recurrent against the chunked kernel over the length of a sequence.
+
+    python -m benchmarks.linear_attention [--preset ring-small] [--plot FILE.png] [--write]
+
+Both are the generated kernels, checked against the fp64 reference at every length. The scheduler predicts from which length the chunked
+form wins; the benchmark finds where it does, and the two should be within a factor of two of each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import Times, machine, machine_line, table, verdict, write_json, write_section
+from ringc.codegen.emit import emit
+from ringc.codegen.kernel import kernel_of
+from ringc.codegen.tvm.build import import_tvm, module_of, processor
+from ringc.ir.text_parse import parse_module
+from ringc.model_defs import load_spec
+from ringc.model_defs.spec import Spec
+from ringc.passes.schedules.linear_attention import Problem, forms, switch_length
+from ringc.passes.target import target
+from tests.reference.ring_linear import linear_attention_chunked
+
+LONGEST = 4096
+FACTOR = 2.0
+"""How far the predicted crossover may be from the measured one."""
+
+TOLERANCE = 1e-4
+"""Of outputs and states, relative to their largest element."""
+
+ROUND_SECONDS = 0.03
+
+
+@dataclass(frozen=True)
+class Form:
+    """A kernel of one form, and its implementation's name."""
+
+    name: str
+    implementation: str
+    run: Callable[..., Any]
+
+
+def kernel_text(heads: int, dim: int) -> str:
+    """The IR of linear attention alone."""
+    rows, pool = f"f32[N / B, {heads}, {dim}]", f"state<f32[P; {heads}, {dim}, {dim}]>"
+    return f"""module @benchmark level kernel
+symbol B >= 0
+symbol N >= 0
+symbol P >= 0
+func @mixer(%q: {rows}, %k: {rows}, %v: {rows}, %slopes: f32[{heads}], %state: {pool}, %slots: i32[B], %offsets: i32[B + 1]) {{
+  %o, %after = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {{scale = {dim**-0.5!r}}} : {rows}, {pool}
+  return %o, %after
+}}
+"""
+
+
+def build(heads: int, dim: int, name: str, implementation: str) -> Form:
+    """The kernel of an implementation such as `tvm.linear_chunked{chunk=16}`, compiled for this machine."""
+    (function,) = parse_module(kernel_text(heads, dim)).functions.values()
+    function.notes |= {"family": "linear_attention", "implementation": implementation}
+    source = emit(kernel_of(function))
+    library = import_tvm().compile(module_of(source.text, source.name), target=processor().tvm_target())
+    return Form(name, implementation, library["main"])
+
+
+def inputs(heads: int, dim: int, tokens: int, slopes: Tensor) -> list[Tensor]:
+    """q, k, v, slopes, a random state, slots and offsets of one sequence, and the poisoned output."""
+    generator = torch.Generator().manual_seed(tokens)
+    made = [torch.randn(tokens, heads, dim, generator=generator) for _ in range(3)]
+    state = torch.randn(1, heads, dim, dim, generator=generator)
+    index = [torch.tensor([0], dtype=torch.int32), torch.tensor([0, tokens], dtype=torch.int32)]
+    return [*made, slopes, state, *index, torch.full((tokens, heads, dim), torch.nan)]
+
+
+def check(both: Sequence[Form], given: Sequence[Tensor]) -> None:
+    """Run each form on a copy and compare output and state with the fp64 reference.
+
+    Raises:
+        SystemExit: one is wrong.
+    """
+    q, k, v, slopes, state = (x.double() for x in given[:5])
+    o, after = linear_attention_chunked(q, k, v, slopes, state[0])
+    for form in both:
+        mine = [x.clone() for x in given]
+        form.run(*mine)
+        for got, right in ((mine[7], o), (mine[4][0], after)):
+            error = ((got.double() - right).abs().max() / right.abs().max()).item()
+            if not error <= TOLERANCE:
+                raise SystemExit(f"{form.implementation} is wrong at T = {len(q)}: relative error {error:.1e}")
+
+
+def measure(both: Sequence[Form], given: Sequence[Tensor], rounds: int) -> dict[str, Times]:
+    """Seconds of a call of each form, measured in turns. The state goes on from call to call: decay keeps it bounded."""
+    import tvm_ffi
+
+    arguments = [tvm_ffi.from_dlpack(x) for x in given]
+    calls = {}
+    for form in both:
+        form.run(*arguments)
+        begin = time.perf_counter()
+        form.run(*arguments)
+        calls[form.name] = max(2, int(ROUND_SECONDS / max(time.perf_counter() - begin, 1e-7)))
+    found: dict[str, list[float]] = {form.name: [] for form in both}
+    for _ in range(rounds):
+        for form in both:
+            form.run(*arguments)
+            begin = time.perf_counter()
+            for _ in range(calls[form.name]):
+                form.run(*arguments)
+            found[form.name].append((time.perf_counter() - begin) / calls[form.name])
+    return {name: Times(tuple(seconds), min(seconds)) for name, seconds in found.items()}
+
+
+def measured_crossover(lengths: Sequence[int], recurrent: Sequence[float], chunked: Sequence[float]) -> float | None:
+    """The length from which the chunked form stays the faster one, interpolated between the lengths tried; None if it isn't at the last.
+
+    Args:
+        lengths: rising.
+        recurrent, chunked: seconds at each.
+    """
+    gains = [r - c for r, c in zip(recurrent, chunked, strict=True)]
+    if gains[-1] <= 0:
+        return None
+    last = max((i for i, gain in enumerate(gains) if gain <= 0), default=None)
+    if last is None:
+        return float(lengths[0])
+    below, above = gains[last], gains[last + 1]
+    return lengths[last] + (lengths[last + 1] - lengths[last]) * below / (below - above)
+
+
+def lengths_around(predicted: int | None) -> list[int]:
+    """Powers of two up to 4096, and lengths from half to twice the predicted crossover."""
+    found = {2**i for i in range(LONGEST.bit_length())}
+    if predicted:
+        found |= {max(1, round(predicted * f)) for f in (0.5, 0.75, 1, 1.25, 1.5, 2)}
+    return sorted(n for n in found if n <= LONGEST)
+
+
+def steepest(spec: Spec) -> tuple[float, Tensor]:
+    """The largest slope of any layer, and the slopes of its layer."""
+    layer = max(spec.linear_layers, key=lambda i: max(spec.slopes(i)))
+    return max(spec.slopes(layer)), torch.tensor(spec.slopes(layer))
+
+
+def plot(path: Path, lengths: Sequence[int], times: Sequence[dict[str, Times]], predicted: int | None) -> None:
+    """Microseconds a token over the length, both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    for name in times[0]:
+        axes.loglog(
+            lengths, [t[name].median / n * 1e6 for n, t in zip(lengths, times, strict=True)], marker="o", label=name
+        )
+    if predicted:
+        axes.axvline(predicted, linestyle="--", color="gray", label="predicted crossover")
+    axes.set(xlabel="tokens", ylabel="us a token", title="linear attention on the CPU")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.linear_attention",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", default="ring-small", help="whose heads and slopes are taken")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--plot", type=Path, help="draw the times into this PNG (needs matplotlib)")
+    parser.add_argument(
+        "--json", type=Path, help="where the numbers go; build/benchmarks/linear_attention.json if not given"
+    )
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    given = parser.parse_args()
+
+    spec = load_spec(given.preset)
+    steep, slopes = steepest(spec)
+    problem = Problem(spec.heads, spec.head_dim, spec.head_dim, 4, steep)
+    cpu = target("cpu")
+    predicted = switch_length(problem, cpu)
+    both = [
+        build(spec.heads, spec.head_dim, name, c.implementation)
+        for name, c in forms(problem, cpu).items()
+        if not c.illegal
+    ]
+    lengths = lengths_around(predicted)
+    found = machine()
+    times = []
+    for tokens in lengths:
+        tensors = inputs(spec.heads, spec.head_dim, tokens, slopes)
+        check(both, tensors)
+        times.append(measure(both, tensors, given.rounds))
+        print(f"T = {tokens}", file=sys.stderr, flush=True)
+
+    rows = []
+    for tokens, measured in zip(lengths, times, strict=True):
+        us = {name: t.median * 1e6 for name, t in measured.items()}
+        ratio = f"{us['recurrent'] / us['chunked']:.2f}" if "chunked" in us else ""
+        rows.append(
+            [str(tokens), *(f"{us[f.name]:.1f} (min {measured[f.name].shortest * 1e6:.1f})" for f in both), ratio]
+        )
+    crossover = None
+    off: float | None
+    if len(both) == 2:
+        # Shortest times: a crossover is found from differences, which one disturbed round would move.
+        crossover = measured_crossover(lengths, *([t[f.name].shortest for t in times] for f in both))
+    if predicted and crossover:
+        off = max(predicted / crossover, crossover / predicted)
+        verdict_text = f"They differ by a factor of {off:.2f}; goal: at most {FACTOR:g}: {verdict(off, FACTOR)}."
+    elif predicted is None and crossover is None:
+        off, verdict_text = 1.0, "They agree: the chunked form never wins."
+    else:
+        off, verdict_text = None, "Only one of them exists: missed."
+    text = (
+        f"{machine_line(found)} `python -m benchmarks.linear_attention`\n\n"
+        + table(
+            [f"T (B=1, H={spec.heads}, D={spec.head_dim})", *(f"{f.name}, us" for f in both), "recurrent / chunked"],
+            rows,
+        )
+        + f"\n\n`{both[-1].implementation}`; medians of {given.rounds} rounds in turns. Measured crossover: "
+        + (f"{crossover:.1f} tokens" if crossover else "none")
+        + f"; the scheduler's prediction: {predicted or 'none'}. {verdict_text}"
+    )
+    print(text)
+    result = {
+        "machine": found,
+        "heads": spec.heads,
+        "dim": spec.head_dim,
+        "implementations": [f.implementation for f in both],
+        "times": {t: {n: list(x.rounds) for n, x in m.items()} for t, m in zip(lengths, times, strict=True)},
+        "measured": crossover,
+        "predicted": predicted,
+        "factor": off,
+    }
+    print(f"written: {write_json('linear_attention', result, given.json)}", file=sys.stderr)
+    if given.write:
+        write_section("linear_attention", text)
+    if given.plot:
+        plot(given.plot, lengths, times, predicted)
+
+
+if __name__ == "__main__":
+    main()
