@@ -47,13 +47,20 @@ from benchmarks.cpu_reference import (
     reference_file,
     touched_bytes,
 )
+from benchmarks.peers.torch_moe import MOE_FORMS
 from ringc.model_defs import load_spec
 from ringc.model_defs.spec import Spec
 
 GOALS = {"decode-1": (2.5, 3.5), f"decode-{BATCH}": (2.0, 3.0), f"prefill-{PROMPT}": (1.2, 1.5)}
 """Job -> how many times faster than the fastest peer ringc must be, and should be."""
 
-USUAL = ("ringc", "eager-loop", "eager-bmm", "eager-grouped_mm", "compile-loop", "compile-bmm", "compile-grouped_mm")
+USUAL = (
+    "ringc",
+    *(f"{how}-{form}" for how in ("eager", "compile") for form in MOE_FORMS),
+    "wrapped-bmm",
+    "wrapped-grouped_mm",
+)
+"""Contenders of an ordinary run: all that may be the fastest on some machine."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,18 +79,7 @@ def make_reference(spec: Spec) -> None:
     prompts = _widest(config, weights, PROMPT, DRAWS["prefill"], 1)
     margin = min(out.margin for _, out in rows + prompts)
     steps = range(CONTEXT, CONTEXT + CHECKED)
-    experts = {}
-    for batch in (1, BATCH):
-        used = [
-            {
-                (layer, e)
-                for _, out in rows[:batch]
-                for layer in spec.moe_layers
-                for e in out.routing[layer].ids[t].tolist()
-            }
-            for t in steps
-        ]
-        experts[batch] = sum(len(u) for u in used) / len(steps)
+    experts = {batch: _experts_used([out for _, out in rows[:batch]], steps) for batch in (1, BATCH)}
     tensors = {
         "decode_ids": torch.stack([ids for ids, _ in rows]),
         "decode_logits": torch.stack([out.logits[CONTEXT - 1 :] for _, out in rows]),
@@ -99,6 +89,14 @@ def make_reference(spec: Spec) -> None:
     file = reference_file(spec)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, {"margin": repr(margin), "experts": json.dumps(experts)})
+
+
+def _experts_used(outputs: Sequence[Output], steps: Sequence[int]) -> float:
+    """Mean number of experts, of all layers together, that the sequences use at a step."""
+    used = {
+        (t, layer, e) for out in outputs for layer, r in out.routing.items() for t in steps for e in r.ids[t].tolist()
+    }
+    return len(used) / len(steps)
 
 
 def read_reference(spec: Spec) -> Reference:

@@ -9,6 +9,7 @@ form wins; the benchmark finds where it does, and the two should be within a fac
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -121,20 +122,29 @@ def measure(both: Sequence[Form], given: Sequence[Tensor], rounds: int) -> dict[
 
 
 def measured_crossover(lengths: Sequence[int], recurrent: Sequence[float], chunked: Sequence[float]) -> float | None:
-    """The length from which the chunked form stays the faster one, interpolated between the lengths tried; None if it isn't at the last.
+    """The length from which the chunked form is to be taken, interpolated between the lengths tried; None if it isn't at the last.
+
+    It is the threshold that loses least: the sum of the logarithms by which the form that it takes is the slower one. Where the two
+    differ once in sign this is the place; where a time was disturbed it is near it all the same.
 
     Args:
         lengths: rising.
         recurrent, chunked: seconds at each.
     """
-    gains = [r - c for r, c in zip(recurrent, chunked, strict=True)]
-    if gains[-1] <= 0:
+    gains = [math.log(r / c) for r, c in zip(recurrent, chunked, strict=True)]
+
+    def loss(first: int) -> float:
+        return sum(max(0.0, g) for g in gains[:first]) + sum(max(0.0, -g) for g in gains[first:])
+
+    first = min(range(len(lengths) + 1), key=loss)
+    if first == len(lengths):
         return None
-    last = max((i for i, gain in enumerate(gains) if gain <= 0), default=None)
-    if last is None:
+    if first == 0:
         return float(lengths[0])
-    below, above = gains[last], gains[last + 1]
-    return lengths[last] + (lengths[last + 1] - lengths[last]) * below / (below - above)
+    low, high = lengths[first - 1], lengths[first]
+    before, after = gains[first - 1], gains[first]
+    part = before / (before - after) if before < 0 < after else 0.5
+    return low * (high / low) ** part
 
 
 def lengths_around(predicted: int | None) -> list[int]:
@@ -153,9 +163,9 @@ def steepest(spec: Spec) -> tuple[float, Tensor]:
 
 def plot(path: Path, lengths: Sequence[int], times: Sequence[dict[str, Times]], predicted: int | None) -> None:
     """Microseconds a token over the length, both axes logarithmic."""
-    from matplotlib.figure import Figure
+    from importlib import import_module
 
-    figure = Figure(figsize=(7, 4))
+    figure = import_module("matplotlib.figure").Figure(figsize=(7, 4))
     axes = figure.subplots()
     for name in times[0]:
         axes.loglog(
@@ -212,7 +222,7 @@ def main() -> None:
     crossover = None
     off: float | None
     if len(both) == 2:
-        # Shortest times: a crossover is found from differences, which one disturbed round would move.
+        # Shortest times: the disturbed rounds are the slow ones.
         crossover = measured_crossover(lengths, *([t[f.name].shortest for t in times] for f in both))
     if predicted and crossover:
         off = max(predicted / crossover, crossover / predicted)

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, dataclass_transform
 
 from ringc.errors import IRError
@@ -127,6 +126,7 @@ class Op:
     effect: ClassVar[Effect] = Effect.PURE
     levels: ClassVar[frozenset[Level]] = frozenset({Level.GRAPH, Level.FUSED})
     commutative: ClassVar[bool] = False
+    fields_by_kind: ClassVar[dict[str, list[dataclasses.Field[Any]]]]
     takes_scaled: ClassVar[bool] = False
     """Whether operands may be scaled in blocks (`Quant`); an operation that has no rule for the scales must not drop them."""
 
@@ -260,22 +260,25 @@ def operation(name: str) -> Callable[[_OpClass], _OpClass]:
     return register
 
 
-@cache
 def operand_fields(cls: type[Op]) -> list[dataclasses.Field[Any]]:
     """The fields that hold operands, in order."""
-    return [f for f in dataclasses.fields(cls) if f.metadata.get("kind") in ("operand", "operands")]
+    return cls.fields_by_kind["operands"]
 
 
-@cache
 def region_fields(cls: type[Op]) -> list[dataclasses.Field[Any]]:
     """The fields that hold bodies, in order."""
-    return [f for f in dataclasses.fields(cls) if f.metadata.get("kind") in ("region", "regions")]
+    return cls.fields_by_kind["regions"]
 
 
-@cache
 def attributes(cls: type[Op]) -> list[dataclasses.Field[Any]]:
     """The fields that hold attributes, in order."""
-    return [f for f in dataclasses.fields(cls) if f.metadata.get("kind") == "attr"]
+    return cls.fields_by_kind["attrs"]
+
+
+def _by_kind(cls: type[Op]) -> dict[str, list[dataclasses.Field[Any]]]:
+    """Sorted once a class: operations are made, copied and walked by the ten thousand."""
+    kinds = {"operands": ("operand", "operands"), "regions": ("region", "regions"), "attrs": ("attr",)}
+    return {n: [f for f in dataclasses.fields(cls) if f.metadata.get("kind") in k] for n, k in kinds.items()}
 
 
 @dataclass

@@ -185,7 +185,11 @@ class Tiles:
     """
 
     def __init__(
-        self, names: Names, pointers: Mapping[Value, str], slots: Sequence[int], sizes: Callable[[str], None] = lambda _: None
+        self,
+        names: Names,
+        pointers: Mapping[Value, str],
+        slots: Sequence[int],
+        sizes: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.names = names
         self.pointers = pointers
@@ -219,7 +223,9 @@ class Tiles:
             return value
         tile = self.tile(value)
         if tile.value is not None:
-            return self.literal(int(tile.value) if not dtype.is_float and dtype is not DType.BOOL else tile.value, dtype)
+            return self.literal(
+                int(tile.value) if not dtype.is_float and dtype is not DType.BOOL else tile.value, dtype
+            )
         if dtype is DType.BOOL:
             return Tile(f"{operand(tile)} != 0", tile.axes, atom=False)
         converted = f"{operand(tile)}.to({element(dtype)})"
@@ -289,7 +295,12 @@ class Tiles:
         for term, factor in rest.terms:
             # An axis that runs over the divisor's multiples is cut in two, of which the inner one stays below it.
             inner = divisor // factor if factor > 0 and divisor % factor == 0 else 0
-            if isinstance(term, Axis) and term.cuttable and 1 < inner < (term.extent or 0) and (term.extent or 0) % inner == 0:
+            if (
+                isinstance(term, Axis)
+                and term.cuttable
+                and 1 < inner < (term.extent or 0)
+                and (term.extent or 0) % inner == 0
+            ):
                 raise Cut(term.extent or 0, factor=inner)
         return whole, rest
 
@@ -404,7 +415,9 @@ class Tiles:
                 assert isinstance(step, Index)
                 text = f"({self.sum_text(i)})" if len(i.terms) > 1 or i.constant else i.terms[0][0].name
                 text += "" if all(t.wide for t, _ in i.terms) and i.terms else ".to(tl.int64)"
-                wide.append(f"{text} * {step.terms[0][0].name}" if i.terms else f"{self.sum_text(i)} * {step.terms[0][0].name}")
+                wide.append(
+                    f"{text} * {step.terms[0][0].name}" if i.terms else f"{self.sum_text(i)} * {step.terms[0][0].name}"
+                )
         narrow: list[tuple[Term, int]] = []
         for term, factor in flat.terms:
             if term.wide or (term.high is not None and abs(factor) * term.high < _WIDE):
@@ -418,7 +431,9 @@ class Tiles:
         offset = Index(tuple(narrow), flat.constant)
         parts = [pointer, *wide]
         if offset != Index():
-            parts.append(f"({self.sum_text(offset)})" if len(offset.terms) + bool(offset.constant) > 1 else self.sum_text(offset))
+            parts.append(
+                f"({self.sum_text(offset)})" if len(offset.terms) + bool(offset.constant) > 1 else self.sum_text(offset)
+            )
         return " + ".join(parts)
 
     def mask(self, axes: frozenset[Axis], *extra: str) -> str:
@@ -438,7 +453,9 @@ class Tiles:
             text += ".to(tl.float32)"
         return self.bind(Tile(text, axes), hint)
 
-    def store(self, pointer: str, dtype: DType, at: Sequence[Index], shape: Sequence[Dim], value: Tile, condition: str = "") -> None:
+    def store(
+        self, pointer: str, dtype: DType, at: Sequence[Index], shape: Sequence[Dim], value: Tile, condition: str = ""
+    ) -> None:
         """Write elements."""
         axes = frozenset[Axis]().union(*(i.axes for i in at)) if at else frozenset[Axis]()
         mask = self.mask(axes, condition)

@@ -110,7 +110,9 @@ def _body(p: Product, anchor: SegmentMatMul, experts: int, tilings: Sequence[Til
     wide = f" + expert.to(tl.int64) * {p.columns * p.inner}"
     accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="reads", wide=wide)
     t.line("column = columns[None, :]")
-    column = Axis("column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else f"(column < {p.columns})")
+    column = Axis(
+        "column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else f"(column < {p.columns})"
+    )
     p.epilogue(t, reader, accumulators, row, column)
     return t, symbols
 

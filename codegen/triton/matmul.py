@@ -1,8 +1,8 @@
 """Dense products: one or two weights with the same left operand, and the pointwise work behind them.
 
-Two kernels, of which the host takes one, and its configuration, by the number of rows. For few rows (decode) the product is bound by reading the weight: it is the
-left operand of the dot, a program takes a few of its rows whole, as many programs as there are processors, with enough loads in flight.
-For more rows both sides are tiled; programs that run together share rows of the operands.
+Two kernels, of which the host takes one, and its configuration, by the number of rows. For few rows (decode) the product is bound by
+reading the weight: it is the left operand of the dot, a program takes a few of its rows whole, as many programs as there are processors,
+with enough loads in flight. For more rows both sides are tiled; programs that run together share rows of the operands.
 """
 
 from __future__ import annotations
@@ -233,12 +233,10 @@ def tilings(p: Product) -> tuple[Tiling, list[tuple[Tiling, int]]]:
     reach 620 TFLOP/s at 8192 rows, 128 x 128 what is best where that leaves processors without a tile, as 64 rows do below.
     """
     two = len(p.anchors) == 2
-    columns = next((c for c in (64, 32) if p.columns // c >= PROCESSORS), 16)
+    columns = next((c for c in ((32,) if two else (64, 32)) if p.columns // c >= PROCESSORS), 16)
     # Loads in flight of a program: 48 to 80 KiB, so that 132 processors keep several MB on the way.
-    if columns == 16:
-        few = p.tiling(FEW, 16, 128, 4, 6) if two else p.tiling(FEW, 16, 256, 4, 4)
-    else:
-        few = p.tiling(FEW, columns, 128, 4, 4)
+    inner, stages = (128, 4) if columns > 16 else (128, 6) if two else (256, 4)
+    few = p.tiling(FEW, columns, inner, 4, stages)
     across = -(-p.columns // 128)
     if two:
         return few, [(p.tiling(64, 64, 64, 4, 5), _rows_for(100, across, 128)), (p.tiling(128, 128, 64, 8, 3), 0)]
@@ -246,7 +244,11 @@ def tilings(p: Product) -> tuple[Tiling, list[tuple[Tiling, int]]]:
     if p.inner < 1024:
         # Bound by what lies behind the product: two programs on a processor hide each other's loads.
         return few, [(narrow, _rows_for(60, across, 128)), (wide, 0)]
-    some, to_some, to_medium = wide if p.columns >= 4096 else narrow, _rows_for(60, across, 128), _rows_for(120, across, 256)
+    some, to_some, to_medium = (
+        wide if p.columns >= 4096 else narrow,
+        _rows_for(60, across, 128),
+        _rows_for(120, across, 256),
+    )
     read = sum(a.type.shape == p.anchors[0].result.shape for a in p.body.args)
     if read > 1:  # the accumulators of 256 x 128 leave no registers for two more tiles
         return few, [(some, to_some), (p.tiling(128, 128, 64, 8, 4), 0)]
@@ -280,7 +282,9 @@ def _few_body(p: Product, x: str, tiling: Tiling) -> tuple[Tiles, set[str]]:
     accumulators = p.loop(t, swapped=True, uneven=uneven, x_at=place, x_mask="row_in")
     t.line("column = columns[:, None]")
     row = Axis("row", 0, FEW - 1, slot=0, block=tiling.rows, inside="row_in")
-    column = Axis("column", 0, p.columns - 1, slot=1, block=tiling.columns, inside="" if whole else f"(column < {p.columns})")
+    column = Axis(
+        "column", 0, p.columns - 1, slot=1, block=tiling.columns, inside="" if whole else f"(column < {p.columns})"
+    )
     p.epilogue(t, Reader(t, {}), accumulators, row, column)
     return t, symbols
 
@@ -289,7 +293,9 @@ def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, s
     t, symbols = p.new_tiles((0, 1))
     uneven, whole = p.uneven(tilings), all(p.columns % c.columns == 0 for c in tilings)
     t.line("program = tl.program_id(0)")
-    t.line(f"column_tiles = {p.columns} // COLUMNS" if whole else f"column_tiles = ({p.columns} + COLUMNS - 1) // COLUMNS")
+    t.line(
+        f"column_tiles = {p.columns} // COLUMNS" if whole else f"column_tiles = ({p.columns} + COLUMNS - 1) // COLUMNS"
+    )
     t.line(f"group = program // ({GROUP} * column_tiles)")
     t.line(f"height = tl.minimum(tl.cdiv(rows, ROWS) - group * {GROUP}, {GROUP})")
     t.line(f"place = program % ({GROUP} * column_tiles)")
@@ -302,6 +308,8 @@ def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, s
     accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="")
     t.line("column = columns[None, :]")
     row = Axis("row", 0, None, wide=True, slot=0, block=tilings[0].rows, inside="row_in")
-    column = Axis("column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else f"(column < {p.columns})")
+    column = Axis(
+        "column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else f"(column < {p.columns})"
+    )
     p.epilogue(t, Reader(t, {}), accumulators, row, column)
     return t, symbols

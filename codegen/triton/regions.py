@@ -354,7 +354,10 @@ class Reader:
         inside = self.tiles.mask(frozenset(a for a in axes if a in tile.axes and a.slot is not None))
         if not inside:
             return tile
-        return Tile(f"tl.where({inside}, {tile.text}, {number(identity).text if isinstance(identity, float) else identity})", tile.axes)
+        return Tile(
+            f"tl.where({inside}, {tile.text}, {number(identity).text if isinstance(identity, float) else identity})",
+            tile.axes,
+        )
 
     def _both(self, op: Reduction, a: Tile, b: Tile) -> Tile:
         return self.tiles.tile(self.tiles.apply(op.combine, a, b))

@@ -154,7 +154,9 @@ def _roots(body: Block, tensors: Tensors) -> list[Root]:
     for root in found:
         if not all(isinstance(d, int) for d in root.value.shape[1:]):
             shape = shape_text(root.value.shape)
-            raise CodegenError(f"a row kernel needs known sizes behind the rows, not [{shape}]", help="leave it to torch.eager")
+            raise CodegenError(
+                f"a row kernel needs known sizes behind the rows, not [{shape}]", help="leave it to torch.eager"
+            )
     return found
 
 
@@ -210,7 +212,9 @@ def _part(name: str, roots: Sequence[Root], pointers: dict[Value, str], tensors:
                 raise uneven
         except Cut as cut:
             if cut.extent in cuts:
-                raise CodegenError(f"an axis of {cut.extent} elements is cut in two ways, which a row kernel can't") from cut
+                raise CodegenError(
+                    f"an axis of {cut.extent} elements is cut in two ways, which a row kernel can't"
+                ) from cut
             cuts[cut.extent] = cut
             written = None
         except NeedsAxis:
@@ -227,7 +231,13 @@ def _uneven(reader: Reader, cuts: Cuts) -> Cut | None:
     for (slot, extent), axis in reader.axes.items():
         high = axis.block // 2
         rest = extent - high
-        if slot in reader.seen.fixed and extent >= 64 and axis.block > 1.25 * extent and rest & (rest - 1) == 0 and extent not in cuts:
+        if (
+            slot in reader.seen.fixed
+            and extent >= 64
+            and axis.block > 1.25 * extent
+            and rest & (rest - 1) == 0
+            and extent not in cuts
+        ):
             return Cut(extent, points=(high,))
     return None
 
@@ -274,7 +284,11 @@ def _pieces(root: Root, cuts: Cuts, axes: int) -> list[Place]:
         if len(flat) > axes:
             raise NeedsAxis
         slots = range(axes - len(flat) + 1, axes + 1)
-        found.append(Place(tuple(low for low, _ in pieces), tuple((s, e, f, n) for s, (e, f, n) in zip(slots, flat, strict=True))))
+        found.append(
+            Place(
+                tuple(low for low, _ in pieces), tuple((s, e, f, n) for s, (e, f, n) in zip(slots, flat, strict=True))
+            )
+        )
     return found
 
 
@@ -303,7 +317,9 @@ def _write(
 ) -> tuple[Tiles, Reader, set[str]]:
     """The body of a part; also the reader that wrote it, and the sizes that it needs."""
     symbols: set[str] = set()
-    names = Names((*RESERVED, *tensors.all, "block", "part", "program", *symbols_of([d for r in roots for d in r.value.shape])))
+    names = Names(
+        (*RESERVED, *tensors.all, "block", "part", "program", *symbols_of([d for r in roots for d in r.value.shape]))
+    )
     slots = [*([0] if shape.rows > 1 else []), *range(1, shape.axes + 1)]
     tiles = Tiles(names, pointers, slots, symbols.add)
     reader = Reader(tiles, cuts)
@@ -371,7 +387,9 @@ def _write_piece(t: Tiles, reader: Reader, root: Root, piece: Place, row: Axis) 
 def _describe(part: Part) -> str:
     results = ", ".join(f"{r.pointer} [{shape_text(r.value.shape)}]" for r in part.roots)
     rows = f"{part.shape.rows} row{'s' if part.shape.rows > 1 else ''}"
-    return f"# {results}: a program for {rows}" + (f" and {part.shape.block} of an axis" if part.shape.programs > 1 else "")
+    return f"# {results}: a program for {rows}" + (
+        f" and {part.shape.block} of an axis" if part.shape.programs > 1 else ""
+    )
 
 
 def _write_part(w: Writer, part: Part, tensors: Tensors, symbols: Sequence[str], *, alone: bool) -> None:

@@ -62,9 +62,7 @@ def _cpu(p: Problem, target: Target) -> dict[str, Candidate]:
     per_thread = target.vector_rate / target.width
     threads = sympy.Min(target.width, B * p.heads)
     recurrent = longer(work / (per_thread * threads), moved / sympy.Float(target.bandwidth)) + target.launch
-    scaled = (
-        longer(work / (1.35 * per_thread * threads), moved / sympy.Float(target.bandwidth)) + target.launch + 2e-6
-    )
+    scaled = longer(work / (1.35 * per_thread * threads), moved / sympy.Float(target.bandwidth)) + target.launch + 2e-6
     chunk = next((c for c in (16, 8, 4) if c * p.steepest <= SAFE_EXPONENT), 0)
     unsafe = "" if chunk else f"slope {p.steepest:.3g} times 4 tokens exceeds {SAFE_EXPONENT:g}: exp overflows fp32"
     template = "torch.eager" if target.backend == "torch" else "tvm.linear_recurrent"

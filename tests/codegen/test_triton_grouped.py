@@ -40,7 +40,8 @@ def up(experts: int, width: int, inner: int, top_k: int, dtype: str = "f32", *, 
     )
     return kernel(
         f"""
-func @up(%order: i32[{top_k}*N / {experts}], %x: {dtype}[N, {inner}], %gate: {dtype}[{experts}, {width}, {inner}], %offsets: i32[{experts + 1}], %up: {dtype}[{experts}, {width}, {inner}]{weight}) {{
+func @up(%order: i32[{top_k}*N / {experts}], %x: {dtype}[N, {inner}], %gate: {dtype}[{experts}, {width}, {inner}],
+    %offsets: i32[{experts + 1}], %up: {dtype}[{experts}, {width}, {inner}]{weight}) {{
   %k = constant() {{value = [{top_k}], dtype = i32}} : i32[]
   %token = floordiv(%order, %k) : i32[{top_k}*N / {experts}]
   %rows = gather(%x, %token) : {tokens}

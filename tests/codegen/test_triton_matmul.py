@@ -120,7 +120,9 @@ def test_golden() -> None:
 
 def test_ring_mini_does_not_spill() -> None:
     """And products of more than 16 rows run as warpgroup products with both operands in shared memory."""
-    jobs = [job for text in MINI.values() for job in compile_jobs(emit(kernel(text, "triton.matmul")).text, "matmul", 90)]
+    jobs = [
+        job for text in MINI.values() for job in compile_jobs(emit(kernel(text, "triton.matmul")).text, "matmul", 90)
+    ]
     for job, made in zip(jobs, compile_many(jobs), strict=True):
         used = made.resources
         assert (used.spill_stores, used.spill_loads, used.stack_bytes) == (0, 0, 0), (job.kernel, job.constants)

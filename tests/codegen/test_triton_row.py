@@ -44,12 +44,18 @@ def worker() -> Iterator[InterpreterWorker]:
         yield made
 
 
-def agrees(worker: InterpreterWorker, made: Kernel, sizes: dict[str, int], *, tolerance: float = 2e-5, seed: int = 0) -> None:
+def agrees(
+    worker: InterpreterWorker, made: Kernel, sizes: dict[str, int], *, tolerance: float = 2e-5, seed: int = 0
+) -> None:
     """The kernel's results are the reference's, on random inputs that are valid for it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{made.name}.py"
         path.write_text(emit(made).text)
-        for one in check_kernel(made, lambda *tensors: worker.run(path, *tensors) and None, sizes, seed=seed):
+
+        def launch(*tensors: torch.Tensor) -> None:
+            worker.run(path, *tensors)
+
+        for one in check_kernel(made, launch, sizes, seed=seed):
             assert one.error <= tolerance, f"{one.name} {one.shape}: {one.error:.1e}"
 
 
@@ -91,7 +97,8 @@ func @expert_sum(%d: f32[5*N, 48], %places: i32[5*N], %weights: f32[N, 5], %base
 }"""
 
 APPEND = """
-func @append(%x: f32[N, 36], %w: f32[12], %keys: state<f32[P; S, 3, 12]>, %slots: i32[N], %positions: i32[N], %ids: state<i32[P; S]>, %tokens: i32[N]) {
+func @append(%x: f32[N, 36], %w: f32[12], %keys: state<f32[P; S, 3, 12]>, %slots: i32[N],
+    %positions: i32[N], %ids: state<i32[P; S]>, %tokens: i32[N]) {
   %0 = reshape(%x) {shape = [N, 3, 12]} : f32[N, 3, 12]
   %1 = rms_norm(%0, %w) : f32[N, 3, 12]
   %2 = state_append(%keys, %slots, %positions, %1) : state<f32[P; S, 3, 12]>
@@ -295,69 +302,91 @@ class Region:
     def step(self) -> None:
         x = self.pick()
         rank = x.tensor.rank
-        last = int(x.shape[-1]) if rank > 1 else 0
-        choices = ["unary", "binary", "where", "scaled", "cast", "gather"]
+        choices = [self.unary, self.binary, self.where, self.by_row, self.cast, self.gather]
         if rank > 1:
-            choices += ["sum", "max", "slice", "rms_norm", "softmax", "reshape", "broadcast", "concat", "take"]
+            choices += [
+                self.reduce,
+                self.slice,
+                self.rms_norm,
+                self.softmax,
+                self.reshape,
+                self.broadcast,
+                self.concat,
+                self.take,
+            ]
         if rank > 2:
-            choices += ["transpose"]
-        if rank == 3 and last >= 2:
-            choices += ["rope"]
-        match self.data.draw(st.sampled_from(choices)):
-            case "unary":
-                op = self.data.draw(st.sampled_from([Neg, Abs, Sigmoid, Silu]))
-                made = self.b(op(x))
-            case "binary":
-                op = self.data.draw(st.sampled_from([Add, Sub, Mul, Maximum, Minimum]))
-                made = self.b(Sigmoid(x)) if op is Mul else x
-                made = self.b(op(made, self.fitting(x)))
-            case "where":
-                zero = self.b(scalar(0.25, DType.F32))
-                made = self.b(Where(self.b(Gt(x, zero)), x, self.b(Exp(self.b(Neg(self.b(Abs(x))))))))
-            case "scaled":
-                row = self.b(Cast(self.b(Iota(N)), DType.F32))
-                row = self.b(Reshape(row, (N, *[1] * (rank - 1))))
-                made = self.b(Mul(x, self.b(Sigmoid(row))))
-            case "cast":
-                made = self.b(Cast(self.b(Cast(self.b(Mul(x, self.b(scalar(0.0, DType.F32)))), DType.I32)), DType.F32))
-            case "gather":
-                made = self.b(Gather(x, self.argument(f"i{len(self.block.args)}", (N,), DType.I32)))
-            case "sum" | "max" as which:
-                axes = tuple(sorted({self.integer(1, rank - 1) for _ in range(2)}))
-                keep = bool(self.integer(0, 1))
-                made = self.b(Sum(x, axes, keep) if which == "sum" else Max(x, axes, keep))
-                if which == "sum":
-                    made = self.b(Mul(made, self.b(scalar(1.0 / int(product(x.shape[a] for a in axes)), DType.F32))))
-            case "slice":
-                axis = self.integer(1, rank - 1)
-                size = int(x.shape[axis])
-                start = self.integer(0, size - 1)
-                made = self.b(Slice(x, axis, start, self.integer(start + 1, size), self.integer(1, 2)))
-            case "rms_norm":
-                made = self.b(RmsNorm(x, self.argument(f"w{len(self.block.args)}", (last,)) if self.integer(0, 1) else None))
-            case "softmax":
-                made = self.b(Softmax(x))
-            case "reshape":
-                whole = int(product(x.shape[1:]))
-                inner = self.data.draw(st.sampled_from([d for d in range(1, whole + 1) if whole % d == 0]))
-                made = self.b(Reshape(x, (N, whole // inner, inner)))
-            case "broadcast":
-                made = self.b(Broadcast(self.b(Max(x, (rank - 1,), True)), (*x.shape[:-1], self.integer(1, 5))))
-            case "concat":
-                axis = self.integer(1, rank - 1)
-                others = [v for v in self.values if v.tensor.rank == rank and _beside(v, axis) == _beside(x, axis)]
-                made = self.b(Concat((x, others[self.integer(0, len(others) - 1)], self.b(Neg(x))), axis))
-            case "take":
-                ids = self.argument(f"i{len(self.block.args)}", (*x.shape[:-1], self.integer(1, 4)), DType.I32)
-                made = self.b(TakeAlong(x, ids))
-            case "transpose":
-                made = self.b(Transpose(x, (0, *reversed(range(1, rank)))))
-            case _:
-                half = self.integer(1, last // 2)
-                angles = [self.argument(f"a{len(self.block.args)}", (N, half)) for _ in range(2)]
-                made = self.b(Rope(x, *angles, bool(self.integer(0, 1))))
+            choices += [self.transpose]
+        if rank == 3 and x.shape[2] != 1:
+            choices += [self.rope]
+        made = choices[self.integer(0, len(choices) - 1)](x)
         if int(product(made.shape[1:])) <= 512:
             self.values.append(made)
+
+    def unary(self, x: Value) -> Value:
+        return self.b((Neg, Abs, Sigmoid, Silu)[self.integer(0, 3)](x))
+
+    def binary(self, x: Value) -> Value:
+        op = (Add, Sub, Mul, Maximum, Minimum)[self.integer(0, 4)]
+        return self.b(op(self.b(Sigmoid(x)) if op is Mul else x, self.fitting(x)))
+
+    def where(self, x: Value) -> Value:
+        quarter = self.b(scalar(0.25, DType.F32))
+        return self.b(Where(self.b(Gt(x, quarter)), x, self.b(Exp(self.b(Neg(self.b(Abs(x))))))))
+
+    def by_row(self, x: Value) -> Value:
+        row = self.b(Cast(self.b(Iota(N)), DType.F32))
+        return self.b(Mul(x, self.b(Sigmoid(self.b(Reshape(row, (N, *[1] * (x.tensor.rank - 1))))))))
+
+    def cast(self, x: Value) -> Value:
+        positive = self.b(Cast(self.b(Gt(x, self.b(scalar(0.0, DType.F32)))), DType.I32))
+        return self.b(Cast(positive, DType.F32))
+
+    def gather(self, x: Value) -> Value:
+        return self.b(Gather(x, self.argument(f"i{len(self.block.args)}", (N,), DType.I32)))
+
+    def reduce(self, x: Value) -> Value:
+        axes = tuple(sorted({self.integer(1, x.tensor.rank - 1) for _ in range(2)}))
+        return self.b((Sum, Max, Mean)[self.integer(0, 2)](x, axes, bool(self.integer(0, 1))))
+
+    def slice(self, x: Value) -> Value:
+        axis = self.integer(1, x.tensor.rank - 1)
+        size = int(x.shape[axis])
+        start = self.integer(0, size - 1)
+        return self.b(Slice(x, axis, start, self.integer(start + 1, size), self.integer(1, 2)))
+
+    def rms_norm(self, x: Value) -> Value:
+        return self.b(
+            RmsNorm(x, self.argument(f"w{len(self.block.args)}", x.shape[-1:]) if self.integer(0, 1) else None)
+        )
+
+    def softmax(self, x: Value) -> Value:
+        return self.b(Softmax(x))
+
+    def reshape(self, x: Value) -> Value:
+        whole = int(product(x.shape[1:]))
+        inner = self.data.draw(st.sampled_from([d for d in range(1, whole + 1) if whole % d == 0]))
+        return self.b(Reshape(x, (N, whole // inner, inner)))
+
+    def broadcast(self, x: Value) -> Value:
+        return self.b(Broadcast(self.b(Max(x, (x.tensor.rank - 1,), True)), (*x.shape[:-1], self.integer(1, 5))))
+
+    def concat(self, x: Value) -> Value:
+        axis = self.integer(1, x.tensor.rank - 1)
+        others = [v for v in self.values if v.tensor.rank == x.tensor.rank and _beside(v, axis) == _beside(x, axis)]
+        return self.b(Concat((x, others[self.integer(0, len(others) - 1)], self.b(Neg(x))), axis))
+
+    def take(self, x: Value) -> Value:
+        return self.b(
+            TakeAlong(x, self.argument(f"i{len(self.block.args)}", (*x.shape[:-1], self.integer(1, 4)), DType.I32))
+        )
+
+    def transpose(self, x: Value) -> Value:
+        return self.b(Transpose(x, (0, *reversed(range(1, x.tensor.rank)))))
+
+    def rope(self, x: Value) -> Value:
+        half = self.integer(1, int(x.shape[2]) // 2)
+        cos, sin = (self.argument(f"a{len(self.block.args)}", (N, half)) for _ in range(2))
+        return self.b(Rope(x, cos, sin, bool(self.integer(0, 1))))
 
     def kernel(self) -> Kernel:
         for _ in range(self.integer(1, 7)):
@@ -446,7 +475,8 @@ func @expert_sum(%d: bf16[8*N, 2048], %places: i32[8*N], %weights: f32[N / B, 8]
   return %8
 }""",
     "row_append": """
-func @append(%qkv: bf16[N / B, 3072], %w: bf16[128], %cos: f32[N / B, 32], %sin: f32[N / B, 32], %keys: state<bf16[P; S, 4, 128]>, %slots: i32[N / B], %positions: i32[N / B]) {
+func @append(%qkv: bf16[N / B, 3072], %w: bf16[128], %cos: f32[N / B, 32], %sin: f32[N / B, 32], %keys: state<bf16[P; S, 4, 128]>,
+    %slots: i32[N / B], %positions: i32[N / B]) {
   %1 = slice(%qkv) {axis = 1, start = 2048, stop = 2560} : bf16[N / B, 512]
   %2 = reshape(%1) {shape = [N, 4, 128]} : bf16[N / B, 4, 128]
   %3 = rms_norm(%2, %w) : bf16[N / B, 4, 128]
