@@ -252,6 +252,7 @@ def operation(name: str) -> Callable[[_OpClass], _OpClass]:
     def register(cls: _OpClass) -> _OpClass:
         dataclass(eq=False, repr=False)(cls)
         cls.name = name
+        cls.fields_by_kind = _by_kind(cls)
         if name in OPS:
             raise ValueError(f"two operations are called {name}")
         OPS[name] = cls
