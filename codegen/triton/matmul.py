@@ -249,7 +249,7 @@ def tilings(p: Product) -> tuple[Tiling, list[tuple[Tiling, int]]]:
         _rows_for(60, across, 128),
         _rows_for(120, across, 256),
     )
-    read = sum(a.type.shape == p.anchors[0].result.shape for a in p.body.args)
+    read = sum(a.type.shape == p.anchors[0].result.shape and a is not viewed(p.left) for a in p.body.args)
     if read > 1:  # the accumulators of 256 x 128 leave no registers for two more tiles
         return few, [(some, to_some), (p.tiling(128, 128, 64, 8, 4), 0)]
     middle = [(p.tiling(128, 128, 64, 8, 4), to_medium)] if to_medium > to_some else []

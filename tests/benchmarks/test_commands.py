@@ -1,0 +1,39 @@
+"""The benchmarks run, at the smallest size there is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(tmp_path: Path, name: str, *arguments: str) -> tuple[str, dict]:
+    file = tmp_path / "result.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(file.read_text())
+
+
+def test_contenders_are_checked_measured_and_compared(tmp_path):
+    options = ["--rounds", "1", "--steps", "2", "--jobs", "decode-1", "--contenders", "eager-bmm,eager-loop"]
+    printed, result = run(tmp_path, "cpu", "--preset", "ring-tiny", *options)
+    job = result["jobs"]["decode-1"]
+    for name in ("eager-bmm", "eager-loop"):
+        contender = job["contenders"][name]
+        assert contender["error"] < 2e-4
+        assert len(contender["rounds"][0]) == 2
+        assert contender["median"] > 0
+    assert job["fastest_peer"] in job["contenders"]
+    assert job["ratio"] is None, "ringc wasn't asked for"
+    assert "floor" in printed
+
+
+def test_unknown_contenders_are_named(tmp_path):
+    with pytest.raises(AssertionError, match="there is no 'nobody'"):
+        run(tmp_path, "cpu", "--contenders", "nobody")

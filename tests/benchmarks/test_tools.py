@@ -1,0 +1,78 @@
+"""What the benchmarks compute from their measurements."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.common import Times, table, write_section
+from benchmarks.cpu_reference import prefill_flops, touched_bytes
+from benchmarks.linear_attention import lengths_around, measured_crossover
+from benchmarks.peers.torch_model import decays, linear_prefill
+from ringc.model_defs import load_spec
+from ringc.model_defs.parameters import active_parameter_count, parameter_count
+from tests.reference.ring_linear import linear_attention_recurrent
+
+
+def test_times_are_medians_of_medians():
+    times = Times((1.0, 1.5, 1.1), 0.7)
+    assert times.median == 1.1
+    assert times.spread == pytest.approx(0.5 / 1.1)
+
+
+@pytest.mark.parametrize("at", [6.0, 100.0, 1500.0])
+def test_a_crossover_is_found_between_the_lengths_tried(at):
+    lengths = [2**i for i in range(13)]
+    found = measured_crossover(lengths, [n * 1.5 for n in lengths], [n + at / 2 for n in lengths])
+    assert at / 1.2 < found < at * 1.2
+
+
+def test_one_disturbed_time_moves_no_crossover():
+    lengths = [2**i for i in range(13)]
+    recurrent, chunked = [n * 1.5 for n in lengths], [n + 8.0 for n in lengths]
+    before = measured_crossover(lengths, recurrent, chunked)
+    chunked[9] *= 3
+    assert measured_crossover(lengths, recurrent, chunked) == before
+
+
+def test_a_form_that_never_wins_has_no_crossover():
+    assert measured_crossover([1, 2, 4], [1.0, 2.0, 4.0], [2.0, 3.0, 5.0]) is None
+    assert measured_crossover([1, 2, 4], [2.0, 3.0, 5.0], [1.0, 2.0, 4.0]) == 1
+
+
+def test_lengths_are_dense_around_the_prediction():
+    found = lengths_around(100)
+    assert {50, 100, 200, 1, 4096} <= set(found)
+    assert found == sorted(found)
+
+
+def test_the_floor_counts_what_is_read():
+    spec = load_spec("ring-small")
+    every = len(spec.moe_layers) * spec.moe.experts
+    embedding = spec.vocabulary.size * spec.hidden
+    states = 2 * len(spec.linear_layers) * spec.heads * spec.head_dim**2
+    rows = len(spec.softmax_layers) * 2 * spec.softmax.kv_heads * spec.head_dim * 512
+    assert touched_bytes(spec, 1, every) == 4 * (parameter_count(spec) - embedding + spec.hidden + states + rows)
+    few = len(spec.moe_layers) * spec.moe.top_k
+    assert touched_bytes(spec, 1, few) < touched_bytes(spec, 1, every) / 2
+    assert prefill_flops(spec, 2048) > 2 * 2048 * 0.99 * active_parameter_count(spec)
+
+
+def test_a_section_of_the_page_is_replaced(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- x -->\nold\n<!-- /x -->\nafter\n")
+    write_section("x", table(["a", "b"], [["1", "22"]]), page)
+    assert page.read_text() == "before\n<!-- x -->\n| a | b  |\n|---|----|\n| 1 | 22 |\n<!-- /x -->\nafter\n"
+    with pytest.raises(ValueError, match="no place for 'y'"):
+        write_section("y", "", page)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 65, 200])
+def test_the_peers_blocks_are_the_recurrence(tokens, generator):
+    q, k, v = (torch.randn(1, tokens, 3, 16, generator=generator) for _ in range(3))
+    state = torch.randn(1, 3, 16, 16, generator=generator)
+    slopes = torch.tensor([2.5, 0.3, 0.001])
+    o, after = linear_prefill(q, k, v, state, decays(slopes, tokens, 0.25))
+    right = linear_attention_recurrent(*(x[0].double() for x in (q, k, v)), slopes.double(), state[0].double())
+    torch.testing.assert_close(o[0].double(), right[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after[0].double(), right[1], rtol=1e-4, atol=1e-4)
