@@ -144,7 +144,7 @@ def measured_crossover(lengths: Sequence[int], recurrent: Sequence[float], chunk
     low, high = lengths[first - 1], lengths[first]
     before, after = gains[first - 1], gains[first]
     part = before / (before - after) if before < 0 < after else 0.5
-    return low * (high / low) ** part
+    return float(low * (high / low) ** part)
 
 
 def lengths_around(predicted: int | None) -> list[int]:

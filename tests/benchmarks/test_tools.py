@@ -48,6 +48,7 @@ def test_lengths_are_dense_around_the_prediction():
 
 def test_the_floor_counts_what_is_read():
     spec = load_spec("ring-small")
+    assert spec.moe is not None and spec.softmax is not None
     every = len(spec.moe_layers) * spec.moe.experts
     embedding = spec.vocabulary.size * spec.hidden
     states = 2 * len(spec.linear_layers) * spec.heads * spec.head_dim**2
@@ -73,6 +74,6 @@ def test_the_peers_blocks_are_the_recurrence(tokens, generator):
     state = torch.randn(1, 3, 16, 16, generator=generator)
     slopes = torch.tensor([2.5, 0.3, 0.001])
     o, after = linear_prefill(q, k, v, state, decays(slopes, tokens, 0.25))
-    right = linear_attention_recurrent(*(x[0].double() for x in (q, k, v)), slopes.double(), state[0].double())
+    right = linear_attention_recurrent(q[0].double(), k[0].double(), v[0].double(), slopes.double(), state[0].double())
     torch.testing.assert_close(o[0].double(), right[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(after[0].double(), right[1], rtol=1e-4, atol=1e-4)

@@ -116,6 +116,9 @@ def test_versions_name_the_compilers() -> None:
 
 
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, version: str, origin: str = "wheel") -> None:
+    # Known to monkeypatch, so that what the code under test sets is gone after the test.
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "unset below")
+    monkeypatch.delenv("TRITON_PTXAS_PATH")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     ptxas = Ptxas(Path("/opt/ptxas"), version, "x", origin)  # type: ignore[arg-type]
@@ -133,7 +136,6 @@ def test_an_assembler_that_is_known_bad_is_refused_with_the_remedy(monkeypatch: 
 
 def test_the_wheels_assembler_is_given_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "13.5.37")
-    monkeypatch.setenv("TRITON_PTXAS_PATH", "")
     jit.prepare_jit()
     assert os.environ["TRITON_PTXAS_PATH"] == "/opt/ptxas"
 
