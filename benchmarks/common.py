@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,18 @@ def machine_line(found: dict[str, Any]) -> str:
         f"{found['date']}; {found['processor']}, {found['cores']} cores{busy}; Python {found['python']}, torch {found['torch']}, "
         f"apache-tvm {found['apache-tvm']}, Triton {found['triton']}."
     )
+
+
+def command_line(name: str) -> str:
+    """The command that is running, as one types it, without where its results go."""
+    parts = iter(sys.argv[1:])
+    kept = []
+    for part in parts:
+        if part in ("--json", "--plot"):
+            next(parts, None)
+        elif part != "--write":
+            kept.append(part)
+    return " ".join([f"python -m benchmarks.{name}", *kept])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

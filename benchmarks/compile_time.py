@@ -22,7 +22,17 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import ROOT, Times, machine, machine_line, table, verdict, write_json, write_section
+from benchmarks.common import (
+    ROOT,
+    Times,
+    command_line,
+    machine,
+    machine_line,
+    table,
+    verdict,
+    write_json,
+    write_section,
+)
 
 COMMAND = (sys.executable, "-m", "ringc")
 MODELS = ("ring-small:cpu", "ring-mini-linear-2.0:sm_90", "ring-flash-linear-2.0:sm_90")
@@ -165,7 +175,7 @@ def main() -> None:
             ]
         )
     lines = [
-        f"{machine_line(found)} `python -m benchmarks.compile_time`",
+        f"{machine_line(found)} `{command_line('compile_time')}`",
         "",
         table(["compile", "cold", "passes", "warm", "largest process", "processes", "kernels", "same manifest"], rows),
         "",

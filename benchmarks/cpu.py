@@ -24,6 +24,7 @@ from benchmarks.common import (
     ROOT,
     WORK,
     Times,
+    command_line,
     environment,
     machine,
     machine_line,
@@ -53,6 +54,9 @@ from ringc.model_defs.spec import Spec
 
 GOALS = {"decode-1": (2.5, 3.5), f"decode-{BATCH}": (2.0, 3.0), f"prefill-{PROMPT}": (1.2, 1.5)}
 """Job -> how many times faster than the fastest peer ringc must be, and should be."""
+
+DISTURBED = 0.3
+"""Spread of rounds from which a machine was too busy with other things for a verdict."""
 
 USUAL = (
     "ringc",
@@ -223,12 +227,18 @@ def report(
                 known[best].title if best else "none",
                 times,
                 f"{goal}x (aim {aim}x)",
-                verdict(ratio, goal, higher=True) if ratio else "",
+                _verdict(peers[best], own, goal) if best and own else "",
                 f"{own.median / floor[job]['seconds']:.2f}x" if own else "",
             ]
         )
     text.append(table(["job", "fastest peer", "ringc is faster by", "goal", "", "ringc / floor"], ratios))
     return "\n".join(text), data
+
+
+def _verdict(peer: Times, own: Times, goal: float) -> str:
+    if max(peer.spread, own.spread) > DISTURBED:
+        return "rounds too unequal to say"
+    return verdict(peer.median / own.median, goal, higher=True)
 
 
 def _floor_text(floor: dict[str, float], rates: dict[str, float]) -> str:
@@ -293,7 +303,7 @@ def main() -> None:
         rates.append(helper("rates", given.preset))
     best = {key: max(r[key] for r in rates) for key in rates[0]}
     text, data = report(spec, jobs, results, floors(spec, reference, best), best)
-    text = f"{machine_line(found)} `python -m benchmarks.cpu`\n\n{text}"
+    text = f"{machine_line(found)} `{command_line('cpu')}`\n\n{text}"
     print(text)
     everything = {
         "machine": found,

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import Times, machine, machine_line, table, verdict, write_json, write_section
+from benchmarks.common import Times, command_line, machine, machine_line, table, verdict, write_json, write_section
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import kernel_of
 from ringc.codegen.tvm.build import import_tvm, module_of, processor
@@ -232,7 +232,7 @@ def main() -> None:
     else:
         off, verdict_text = None, "Only one of them exists: missed."
     text = (
-        f"{machine_line(found)} `python -m benchmarks.linear_attention`\n\n"
+        f"{machine_line(found)} `{command_line('linear_attention')}`\n\n"
         + table(
             [f"T (B=1, H={spec.heads}, D={spec.head_dim})", *(f"{f.name}, us" for f in both), "recurrent / chunked"],
             rows,

@@ -50,8 +50,9 @@ def schedule_of(module: Module, entry: Function, target: Target) -> Schedule:
     found = [Version("short", f"N <= {FEW}", few, "recurrent" if switch is None or switch > FEW // 2 else "chunked")]
     if problem is None or switch is None:
         return Schedule((*found, Version("long", "", many, "recurrent")), costs, switch, steepest)
-    # Many short sequences: as many rows as in a long prompt, but each too short for blocks.
-    found.append(Version("brief", f"N < {switch} * B", many, "recurrent"))
+    if switch > 1:
+        # Many short sequences: as many rows as in a long prompt, but each too short for blocks.
+        found.append(Version("brief", f"N < {switch} * B", many, "recurrent"))
     return Schedule((*found, Version("long", "", many, "chunked")), costs, switch, steepest)
 
 
