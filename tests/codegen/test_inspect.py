@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from ringc.codegen.inspect.resources import (
     read_resources,
 )
 from ringc.codegen.inspect.roofline import DEVICES, roofline
+from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.errors import ToolchainError
 
 USAGE = """
@@ -172,21 +172,8 @@ def test_the_table_names_kernels_limits_and_spills() -> None:
 KERNELS = Path(__file__).parent / "kernels"
 
 
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[object]:
-    pytest.importorskip("triton")
-    pytest.importorskip("torch")
-    from ringc.codegen.triton.interpret import InterpreterWorker
-    from ringc.codegen.triton.toolchain import installed_versions, known_problems
-
-    if any(problem.severity == "error" for problem in known_problems(installed_versions(), stage="interpreter")):
-        pytest.skip("the installed versions can't interpret")
-    with InterpreterWorker() as worker:
-        yield worker
-
-
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 65])
-def test_row_kernel_on_views(interpreter, tokens: int) -> None:  # type: ignore[no-untyped-def]
+def test_row_kernel_on_views(interpreter: InterpreterWorker, tokens: int) -> None:
     import torch
 
     torch.manual_seed(tokens)
@@ -200,7 +187,7 @@ def test_row_kernel_on_views(interpreter, tokens: int) -> None:  # type: ignore[
 
 
 @pytest.mark.parametrize(("tokens", "inner", "width"), [(1, 40, 33), (17, 64, 96), (65, 100, 20)])
-def test_matmul(interpreter, tokens: int, inner: int, width: int) -> None:  # type: ignore[no-untyped-def]
+def test_matmul(interpreter: InterpreterWorker, tokens: int, inner: int, width: int) -> None:
     import torch
 
     torch.manual_seed(tokens)
@@ -210,7 +197,7 @@ def test_matmul(interpreter, tokens: int, inner: int, width: int) -> None:  # ty
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 63, 64, 65])
-def test_lightning_chunk_with_state(interpreter, tokens: int) -> None:  # type: ignore[no-untyped-def]
+def test_lightning_chunk_with_state(interpreter: InterpreterWorker, tokens: int) -> None:
     import torch
 
     torch.manual_seed(tokens)
@@ -231,7 +218,7 @@ def test_lightning_chunk_with_state(interpreter, tokens: int) -> None:  # type: 
     torch.testing.assert_close(state.double(), s, rtol=1e-5, atol=1e-4)
 
 
-def test_a_store_outside_of_a_tensor_is_an_error(interpreter) -> None:  # type: ignore[no-untyped-def]
+def test_a_store_outside_of_a_tensor_is_an_error(interpreter: InterpreterWorker) -> None:
     import torch
 
     from ringc.errors import CodegenError
@@ -240,7 +227,7 @@ def test_a_store_outside_of_a_tensor_is_an_error(interpreter) -> None:  # type: 
         interpreter.run(KERNELS / "misbehaving.py", torch.zeros(10))
 
 
-def test_a_load_outside_of_a_tensor_gives_nan(interpreter) -> None:  # type: ignore[no-untyped-def]
+def test_a_load_outside_of_a_tensor_gives_nan(interpreter: InterpreterWorker) -> None:
     import torch
 
     x, y = torch.ones(10), torch.zeros(10)
@@ -248,7 +235,7 @@ def test_a_load_outside_of_a_tensor_gives_nan(interpreter) -> None:  # type: ign
     assert y.isnan().tolist() == [False] * 9 + [True]
 
 
-def test_errors_of_a_kernel_come_back_with_their_line(interpreter) -> None:  # type: ignore[no-untyped-def]
+def test_errors_of_a_kernel_come_back_with_their_line(interpreter: InterpreterWorker) -> None:
     import torch
 
     from ringc.errors import CodegenError
@@ -263,7 +250,7 @@ def test_errors_of_a_kernel_come_back_with_their_line(interpreter) -> None:  # t
         interpreter.run(KERNELS / "nowhere.py", torch.zeros(1))
 
 
-def test_a_crash_is_explained_and_survived(interpreter) -> None:  # type: ignore[no-untyped-def]
+def test_a_crash_is_explained_and_survived(interpreter: InterpreterWorker) -> None:
     import torch
 
     y = torch.zeros(1)
@@ -275,8 +262,9 @@ def test_a_crash_is_explained_and_survived(interpreter) -> None:  # type: ignore
     assert int(y) == interpreter.pid
     os.kill(interpreter.pid, signal.SIGKILL)
     before = int(y)
-    while interpreter._worker._process.poll() is None:
-        continue
+    process = interpreter._worker._process
+    assert process is not None
+    process.wait()
     interpreter.run(KERNELS / "misbehaving.py", y, function="who")
     assert int(y) == interpreter.pid != before
     interpreter.restart()
@@ -284,7 +272,7 @@ def test_a_crash_is_explained_and_survived(interpreter) -> None:  # type: ignore
     assert int(y) == interpreter.pid
 
 
-def test_a_kernel_that_hangs_is_ended(interpreter) -> None:  # type: ignore[no-untyped-def]
+def test_a_kernel_that_hangs_is_ended(interpreter: InterpreterWorker) -> None:
     import torch
 
     with pytest.raises(ToolchainError, match=r"ended after 1 s of running sleep"):
@@ -292,7 +280,7 @@ def test_a_kernel_that_hangs_is_ended(interpreter) -> None:  # type: ignore[no-u
     assert interpreter.pid is None
 
 
-def test_an_edited_file_is_loaded_again(interpreter, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_edited_file_is_loaded_again(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     import torch
 
     y = torch.zeros(2)
@@ -302,10 +290,9 @@ def test_an_edited_file_is_loaded_again(interpreter, tmp_path: Path) -> None:  #
         assert y.tolist() == [value, value]
 
 
-def test_low_precision_is_refused_unless_asked_for(interpreter) -> None:  # type: ignore[no-untyped-def]
+def test_low_precision_is_refused_unless_asked_for(interpreter: InterpreterWorker) -> None:
     import torch
 
-    from ringc.codegen.triton.interpret import InterpreterWorker
     from ringc.errors import CodegenError
 
     y = torch.zeros(2, dtype=torch.bfloat16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,6 @@ from ringc.codegen.triton.jobs import compile_jobs
 from ringc.errors import CodegenError
 from ringc.passes.schedules.attention import implementation
 from tests.codegen.support_kernels import check, check_golden, distance, kernel, offsets_of, reference, run
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[InterpreterWorker]:
-    with InterpreterWorker() as made:
-        yield made
-
 
 PREFILL, DECODE = "triton.attention_prefill", "triton.attention_decode{splits=4}"
 
@@ -65,9 +57,9 @@ def inputs(
     ]
 
 
-def checked(worker: InterpreterWorker, folder: Path, made: Kernel, given: list[torch.Tensor]) -> None:
+def checked(interpreter: InterpreterWorker, folder: Path, made: Kernel, given: list[torch.Tensor]) -> None:
     """The reference multiplies masked keys by zero, so it is given zeros where the kernel is given NaN."""
-    (got,) = run(worker, folder, made, given)
+    (got,) = run(interpreter, folder, made, given)
     (want,) = reference(made, [x.nan_to_num() if x.is_floating_point() else x for x in given])
     assert distance(got, want) < 2e-5
 
@@ -75,37 +67,39 @@ def checked(worker: InterpreterWorker, folder: Path, made: Kernel, given: list[t
 @pytest.mark.parametrize("template", [PREFILL, DECODE])
 @pytest.mark.parametrize(("heads", "shared", "d"), [(4, 2, 32), (3, 1, 24)])
 def test_ragged_prompts_on_what_is_cached(
-    worker: InterpreterWorker, tmp_path: Path, template: str, heads: int, shared: int, d: int
+    interpreter: InterpreterWorker, tmp_path: Path, template: str, heads: int, shared: int, d: int
 ) -> None:
     given = inputs(heads, shared, d, [1, 0, 18, 3], [3, 9, 0, 40], [2, 0, 4, 1], room=50)
-    checked(worker, tmp_path, attention(heads, shared, d, template), given)
+    checked(interpreter, tmp_path, attention(heads, shared, d, template), given)
 
 
 @pytest.mark.parametrize("template", [PREFILL, DECODE])
-def test_one_token_of_each_sequence(worker: InterpreterWorker, tmp_path: Path, template: str) -> None:
+def test_one_token_of_each_sequence(interpreter: InterpreterWorker, tmp_path: Path, template: str) -> None:
     given = inputs(4, 2, 16, [1, 1, 1], [0, 15, 78], [2, 0, 1])
-    checked(worker, tmp_path, attention(4, 2, 16, template), given)
+    checked(interpreter, tmp_path, attention(4, 2, 16, template), given)
 
 
 @pytest.mark.parametrize("template", [PREFILL, DECODE])
 @pytest.mark.parametrize("lengths", [[1, 1, 1], [20, 3, 17]], ids=["decode", "prefill"])
-def test_nobodys_slot_gives_zeros(worker: InterpreterWorker, tmp_path: Path, template: str, lengths: list[int]) -> None:
+def test_nobodys_slot_gives_zeros(
+    interpreter: InterpreterWorker, tmp_path: Path, template: str, lengths: list[int]
+) -> None:
     given = inputs(2, 1, 16, lengths, [4, 7, 0], [1, -1, 0])
     made = attention(2, 1, 16, template)
-    checked(worker, tmp_path, made, given)
-    (o,) = run(worker, tmp_path, made, given)
+    checked(interpreter, tmp_path, made, given)
+    (o,) = run(interpreter, tmp_path, made, given)
     assert not o[lengths[0] : lengths[0] + lengths[1]].any()
 
 
 @pytest.mark.parametrize("template", [PREFILL, DECODE])
-def test_without_tokens(worker: InterpreterWorker, tmp_path: Path, template: str) -> None:
-    check(worker, tmp_path, attention(2, 1, 16, template), inputs(2, 1, 16, [0, 0], [4, 7], [1, 0]))
+def test_without_tokens(interpreter: InterpreterWorker, tmp_path: Path, template: str) -> None:
+    check(interpreter, tmp_path, attention(2, 1, 16, template), inputs(2, 1, 16, [0, 0], [4, 7], [1, 0]))
 
 
-def test_positions_need_no_order(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_positions_need_no_order(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     given = inputs(2, 1, 16, [40], [30], [0])
     given[5] = given[5][torch.randperm(40)]
-    checked(worker, tmp_path, attention(2, 1, 16, PREFILL), given)
+    checked(interpreter, tmp_path, attention(2, 1, 16, PREFILL), given)
 
 
 def test_the_split_fits_the_heads() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,6 @@ from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
 from ringc.errors import CodegenError
 from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[InterpreterWorker]:
-    with InterpreterWorker() as made:
-        yield made
 
 
 def up(experts: int, width: int, inner: int, top_k: int, dtype: str = "f32", *, weighted: bool = False) -> Kernel:
@@ -87,26 +81,26 @@ LENGTHS = {
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", LENGTHS)
-def test_up(worker: InterpreterWorker, tmp_path: Path, name: str, weighted: bool) -> None:
+def test_up(interpreter: InterpreterWorker, tmp_path: Path, name: str, weighted: bool) -> None:
     """Experts without rows, with a few, with several tiles; widths that no block divides."""
     lengths, top_k = LENGTHS[name], 4
     inputs = spread(lengths, top_k, 40, 48)
     weights = [torch.rand(sum(lengths))] if weighted else []
-    check(worker, tmp_path, up(8, 40, 48, top_k, weighted=weighted), [*inputs, *weights])
+    check(interpreter, tmp_path, up(8, 40, 48, top_k, weighted=weighted), [*inputs, *weights])
 
 
 @pytest.mark.parametrize("name", LENGTHS)
-def test_down(worker: InterpreterWorker, tmp_path: Path, name: str) -> None:
+def test_down(interpreter: InterpreterWorker, tmp_path: Path, name: str) -> None:
     lengths = LENGTHS[name]
     inputs = [torch.randn(sum(lengths), 40), torch.randn(8, 130, 40) * 0.2, offsets_of(lengths)]
-    check(worker, tmp_path, down(8, 130, 40), inputs)
+    check(interpreter, tmp_path, down(8, 130, 40), inputs)
 
 
 @pytest.mark.parametrize("lengths", [[600, 0, 140], [257, 256, 255]])
-def test_many_rows(worker: InterpreterWorker, tmp_path: Path, lengths: list[int]) -> None:
+def test_many_rows(interpreter: InterpreterWorker, tmp_path: Path, lengths: list[int]) -> None:
     """Large tiles; a number of experts that is no power of two."""
     inputs = [torch.randn(sum(lengths), 32), torch.randn(3, 128, 32) * 0.2, offsets_of(lengths)]
-    check(worker, tmp_path, down(3, 128, 32), inputs)
+    check(interpreter, tmp_path, down(3, 128, 32), inputs)
 
 
 def test_every_tile_has_a_number() -> None:

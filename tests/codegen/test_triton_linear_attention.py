@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,6 @@ from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
 from ringc.errors import CodegenError
 from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of, reference, run
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[InterpreterWorker]:
-    with InterpreterWorker() as made:
-        yield made
 
 
 def mixer(
@@ -67,71 +60,75 @@ RAGGED = ([1, 0, 77, 16, 130], [4, 1, 0, -1, 2])
 
 
 @pytest.mark.parametrize(("heads", "dk", "dv"), [(3, 32, 32), (1, 16, 48), (2, 24, 20), (2, 128, 64)])
-def test_recurrent_is_the_recurrence(worker: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int) -> None:
+def test_recurrent_is_the_recurrence(
+    interpreter: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int
+) -> None:
     given = inputs(heads, dk, dv, [3, 0, 1, 5], [2, 0, -1, 5], SLOPES)
-    check(worker, tmp_path, mixer(heads, dk, dv, "triton.linear_recurrent"), given)
+    check(interpreter, tmp_path, mixer(heads, dk, dv, "triton.linear_recurrent"), given)
 
 
 @pytest.mark.parametrize("steepest", [0.0, 0.9], ids=["any slope", "gentle slopes"])
 @pytest.mark.parametrize(("heads", "dk", "dv"), [(5, 32, 32), (1, 24, 40), (2, 16, 128), (1, 128, 64)])
 def test_chunked_is_the_recurrence(
-    worker: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int, steepest: float
+    interpreter: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int, steepest: float
 ) -> None:
     given = inputs(heads, dk, dv, *RAGGED, SLOPES)
-    check(worker, tmp_path, mixer(heads, dk, dv, CHUNKED, steepest=steepest), given)
+    check(interpreter, tmp_path, mixer(heads, dk, dv, CHUNKED, steepest=steepest), given)
 
 
 @pytest.mark.parametrize("implementation", ["triton.linear_recurrent", CHUNKED])
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65])
 def test_lengths_around_chunks_and_segments(
-    worker: InterpreterWorker, tmp_path: Path, implementation: str, length: int
+    interpreter: InterpreterWorker, tmp_path: Path, implementation: str, length: int
 ) -> None:
     given = inputs(2, 16, 16, [length], [1], [0.4, 0.05])
-    check(worker, tmp_path, mixer(2, 16, 16, implementation, steepest=0.4), given)
+    check(interpreter, tmp_path, mixer(2, 16, 16, implementation, steepest=0.4), given)
 
 
 @pytest.mark.parametrize("implementation", ["triton.linear_recurrent", CHUNKED])
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]], ids=["no sequence", "an empty one", "empty ones"])
 def test_without_tokens_nothing_changes(
-    worker: InterpreterWorker, tmp_path: Path, implementation: str, lengths: list[int]
+    interpreter: InterpreterWorker, tmp_path: Path, implementation: str, lengths: list[int]
 ) -> None:
     given = inputs(2, 16, 16, lengths, list(range(len(lengths))), [0.4, 0.05])
-    o, state = run(worker, tmp_path, mixer(2, 16, 16, implementation, steepest=0.4), given)
+    o, state = run(interpreter, tmp_path, mixer(2, 16, 16, implementation, steepest=0.4), given)
     assert o.shape == (0, 2, 16)
     assert torch.equal(state, given[4])
 
 
-def test_many_sequences_find_their_pieces(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_many_sequences_find_their_pieces(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     lengths = [int(n) for n in torch.randint(0, 90, (13,))]
     given = inputs(1, 16, 16, lengths, [int(s) for s in torch.randperm(15)[:13]], [0.1])
-    check(worker, tmp_path, mixer(1, 16, 16, CHUNKED, steepest=0.1), given)
+    check(interpreter, tmp_path, mixer(1, 16, 16, CHUNKED, steepest=0.1), given)
 
 
 def test_a_long_sequence_is_cut_into_as_many_segments_as_were_asked_for(
-    worker: InterpreterWorker, tmp_path: Path
+    interpreter: InterpreterWorker, tmp_path: Path
 ) -> None:
     made = mixer(1, 16, 16, CHUNKED, steepest=0.05)
-    check(worker, tmp_path, made, inputs(1, 16, 16, [333], [0], [0.05]))
+    check(interpreter, tmp_path, made, inputs(1, 16, 16, [333], [0], [0.05]))
 
 
-def test_steep_slopes_stay_finite_in_the_form_that_is_safe_for_all(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_steep_slopes_stay_finite_in_the_form_that_is_safe_for_all(
+    interpreter: InterpreterWorker, tmp_path: Path
+) -> None:
     given = inputs(2, 16, 16, [100], [0], [40.0, 9.0])
-    check(worker, tmp_path, mixer(2, 16, 16, CHUNKED), given)
+    check(interpreter, tmp_path, mixer(2, 16, 16, CHUNKED), given)
 
 
-def test_free_slots_of_the_pool_stay_as_they_are(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_free_slots_of_the_pool_stay_as_they_are(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     given = inputs(2, 16, 16, [40, 70], [3, -1], [0.4, 0.05])
-    _, state = run(worker, tmp_path, mixer(2, 16, 16, CHUNKED, steepest=0.4), given)
+    _, state = run(interpreter, tmp_path, mixer(2, 16, 16, CHUNKED, steepest=0.4), given)
     kept = [i for i in range(len(state)) if i != 3]
     assert torch.equal(state[kept], given[4][kept])
     assert not torch.equal(state[3], given[4][3])
 
 
-def test_the_reference_sees_the_scale(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_the_reference_sees_the_scale(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     given = inputs(1, 16, 16, [20], [0], [0.4])
     one, two = (reference(mixer(1, 16, 16, CHUNKED, scale=s), given)[0] for s in (0.5, 1.0))
     assert torch.allclose(two, 2 * one)
-    check(worker, tmp_path, mixer(1, 16, 16, CHUNKED, scale=1.0), given)
+    check(interpreter, tmp_path, mixer(1, 16, 16, CHUNKED, scale=1.0), given)
 
 
 def test_only_linear_attention_alone_is_taken() -> None:

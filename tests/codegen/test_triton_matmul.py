@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,31 +51,25 @@ func @residual(%x: f32[N, 64], %w: f32[128, 64], %bias: f32[128], %scale: f32[N,
 REGIONS = {"plain": PLAIN, "straight": STRAIGHT, "gated": GATED, "residual": RESIDUAL}
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[InterpreterWorker]:
-    with InterpreterWorker() as made:
-        yield made
-
-
 @pytest.mark.parametrize("rows", [0, 1, 16, 17, 65, 129, 260])
 @pytest.mark.parametrize("name", REGIONS)
-def test_products(worker: InterpreterWorker, tmp_path: Path, name: str, rows: int) -> None:
+def test_products(interpreter: InterpreterWorker, tmp_path: Path, name: str, rows: int) -> None:
     """Few rows, some and many; sizes that no block divides; rows that end inside of a tile."""
     made = kernel(REGIONS[name], "triton.matmul")
-    check(worker, tmp_path, made, random_inputs(made.function, {"N": rows}))
+    check(interpreter, tmp_path, made, random_inputs(made.function, {"N": rows}))
 
 
-def test_wide_product_in_groups(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_wide_product_in_groups(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     """More row tiles than a group has, the last group not full."""
     text = PLAIN.replace("72", "32").replace("50", "300")
     made = kernel(text, "triton.matmul")
-    check(worker, tmp_path, made, random_inputs(made.function, {"N": 1300}))
+    check(interpreter, tmp_path, made, random_inputs(made.function, {"N": 1300}))
 
 
-def test_every_argument_may_have_a_name_of_the_kernel(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_every_argument_may_have_a_name_of_the_kernel(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     text = PLAIN.replace("%x", "%acc").replace("%w", "%rows").replace("%y", "%row")
     made = kernel(text, "triton.matmul")
-    check(worker, tmp_path, made, random_inputs(made.function, {"N": 5}))
+    check(interpreter, tmp_path, made, random_inputs(made.function, {"N": 5}))
 
 
 def test_two_left_operands_are_refused() -> None:
@@ -131,11 +124,11 @@ def test_ring_mini_does_not_spill() -> None:
         assert used.shared_bytes <= 227 * 1024
 
 
-def test_torch_agrees(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_torch_agrees(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     """The same numbers as torch's own product, for the reading of the reference's."""
     x, w = torch.randn(20, 72), torch.randn(50, 72)
     made, y = kernel(PLAIN, "triton.matmul"), torch.full((20, 50), float("nan"))
     path = tmp_path / "plain.py"
     path.write_text(emit(made).text)
-    worker.run(path, x, w, y)
+    interpreter.run(path, x, w, y)
     torch.testing.assert_close(y, x @ w.T, rtol=1e-5, atol=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ from ringc.errors import CodegenError
 from ringc.ir.ops.routing import Route
 from ringc.passes.schedules.routing import route_workspace, sort_workspace
 from tests.codegen.support_kernels import check, check_golden, kernel
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[InterpreterWorker]:
-    with InterpreterWorker() as made:
-        yield made
 
 
 def router(experts: int, inner: int, attributes: str, *, bias: bool = True, dtype: str = "f32") -> Kernel:
@@ -81,45 +74,49 @@ func @sorter(%keys: i32[R]) {{
     ],
 )
 def test_experts_and_weights(
-    worker: InterpreterWorker, tmp_path: Path, experts: int, inner: int, attributes: str
+    interpreter: InterpreterWorker, tmp_path: Path, experts: int, inner: int, attributes: str
 ) -> None:
     made = router(experts, inner, attributes)
     for rows in (1, 37):
         given = [torch.randn(rows, inner), torch.randn(experts, inner) * inner**-0.5, torch.randn(experts) * 0.1]
-        check(worker, tmp_path, made, given)
+        check(interpreter, tmp_path, made, given)
 
 
-def test_without_a_bias(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_without_a_bias(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     made = router(32, 64, "top_k = 4, groups = 4, keep = 2", bias=False)
-    check(worker, tmp_path, made, [torch.randn(7, 64), torch.randn(32, 64) * 0.1])
+    check(interpreter, tmp_path, made, [torch.randn(7, 64), torch.randn(32, 64) * 0.1])
 
 
-def test_without_rows(worker: InterpreterWorker, tmp_path: Path) -> None:
-    check(worker, tmp_path, router(32, 64, "top_k = 4"), [torch.randn(0, 64), torch.randn(32, 64), torch.randn(32)])
+def test_without_rows(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    check(
+        interpreter, tmp_path, router(32, 64, "top_k = 4"), [torch.randn(0, 64), torch.randn(32, 64), torch.randn(32)]
+    )
 
 
 @pytest.mark.parametrize(
     "attributes", ["top_k = 4", "top_k = 4, groups = 4, keep = 2", "top_k = 3, groups = 3, keep = 2, dropped = 0.0"]
 )
-def test_of_equals_the_lower_expert_wins(worker: InterpreterWorker, tmp_path: Path, attributes: str) -> None:
+def test_of_equals_the_lower_expert_wins(interpreter: InterpreterWorker, tmp_path: Path, attributes: str) -> None:
     logits = torch.randint(-1, 2, (25, 24)).float()
-    check(worker, tmp_path, chooser(24, attributes), [logits, torch.zeros(24)])
+    check(interpreter, tmp_path, chooser(24, attributes), [logits, torch.zeros(24)])
 
 
-def test_dropped_groups_may_win_where_they_count_as_zero(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_dropped_groups_may_win_where_they_count_as_zero(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     bias = torch.full((16,), -3.0)
-    check(worker, tmp_path, chooser(16, "top_k = 4, groups = 4, keep = 1, dropped = 0.0"), [torch.randn(9, 16), bias])
+    check(
+        interpreter, tmp_path, chooser(16, "top_k = 4, groups = 4, keep = 1, dropped = 0.0"), [torch.randn(9, 16), bias]
+    )
 
 
 @pytest.mark.parametrize("keys", [1, 3, 16, 40, 256])
 @pytest.mark.parametrize("rows", [0, 1, 512, 513])
-def test_sort(worker: InterpreterWorker, tmp_path: Path, keys: int, rows: int) -> None:
-    check(worker, tmp_path, sorter(keys), [torch.randint(0, keys, (rows,), dtype=torch.int32)])
+def test_sort(interpreter: InterpreterWorker, tmp_path: Path, keys: int, rows: int) -> None:
+    check(interpreter, tmp_path, sorter(keys), [torch.randint(0, keys, (rows,), dtype=torch.int32)])
 
 
-def test_sort_of_many_blocks_with_keys_that_nothing_has(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_sort_of_many_blocks_with_keys_that_nothing_has(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     rows = torch.randint(0, 5, (3_000,), dtype=torch.int32) * 7
-    check(worker, tmp_path, sorter(40), [rows])
+    check(interpreter, tmp_path, sorter(40), [rows])
 
 
 def test_other_regions_are_refused() -> None:

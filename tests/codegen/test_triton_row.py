@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,14 +37,8 @@ N = symbol("N")
 SIZES = {"N": 37, "B": 3, "P": 5, "S": 48, "R": 5}
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[InterpreterWorker]:
-    with InterpreterWorker() as made:
-        yield made
-
-
 def agrees(
-    worker: InterpreterWorker, made: Kernel, sizes: dict[str, int], *, tolerance: float = 2e-5, seed: int = 0
+    interpreter: InterpreterWorker, made: Kernel, sizes: dict[str, int], *, tolerance: float = 2e-5, seed: int = 0
 ) -> None:
     """The kernel's results are the reference's, on random inputs that are valid for it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +46,7 @@ def agrees(
         path.write_text(emit(made).text)
 
         def launch(*tensors: torch.Tensor) -> None:
-            worker.run(path, *tensors)
+            interpreter.run(path, *tensors)
 
         for one in check_kernel(made, launch, sizes, seed=seed):
             assert one.error <= tolerance, f"{one.name} {one.shape}: {one.error:.1e}"
@@ -222,18 +215,18 @@ REGIONS = {
 
 @pytest.mark.parametrize("rows", [1, 37])
 @pytest.mark.parametrize("name", REGIONS)
-def test_regions(worker: InterpreterWorker, name: str, rows: int) -> None:
-    agrees(worker, kernel(REGIONS[name], "triton.row"), {**SIZES, "N": rows, "B": min(rows, 3)})
+def test_regions(interpreter: InterpreterWorker, name: str, rows: int) -> None:
+    agrees(interpreter, kernel(REGIONS[name], "triton.row"), {**SIZES, "N": rows, "B": min(rows, 3)})
 
 
 @pytest.mark.parametrize("text", [WIDE, DIVIDED])
-def test_wide_rows(worker: InterpreterWorker, text: str) -> None:
+def test_wide_rows(interpreter: InterpreterWorker, text: str) -> None:
     """A row of more elements than a program holds: chunks in a loop, or an axis divided between programs."""
-    agrees(worker, kernel(text, "triton.row"), {"N": 3})
+    agrees(interpreter, kernel(text, "triton.row"), {"N": 3})
 
 
 @pytest.mark.parametrize("lengths", [[0, 0, 5, 0, 1, 0], [1], [0, 3], [70, 0, 0, 90]])
-def test_segments_may_be_empty(worker: InterpreterWorker, tmp_path: Path, lengths: list[int]) -> None:
+def test_segments_may_be_empty(interpreter: InterpreterWorker, tmp_path: Path, lengths: list[int]) -> None:
     slots = torch.randperm(len(lengths)).to(torch.int32)
     made = kernel(SEGMENTS, "triton.row")
     total = sum(lengths)
@@ -243,21 +236,25 @@ def test_segments_may_be_empty(worker: InterpreterWorker, tmp_path: Path, length
     got = [torch.full((total,), -7, dtype=torch.int32) for _ in want]
     path = tmp_path / "segments.py"
     path.write_text(emit(made).text)
-    worker.run(path, *inputs, *got)
+    interpreter.run(path, *inputs, *got)
     for mine, theirs in zip(got, want, strict=True):
         assert torch.equal(mine, theirs.to(torch.int32))
 
 
-def test_slot_minus_one_writes_nothing(worker: InterpreterWorker, tmp_path: Path) -> None:
+def test_slot_minus_one_writes_nothing(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     made = kernel(APPEND, "triton.row")
     pools = [torch.randn(3, 8, 3, 12), torch.randint(0, 99, (3, 8), dtype=torch.int32)]
     slots, positions = torch.tensor([-1, 2, -1, 0], dtype=torch.int32), torch.tensor([5, 7, 0, 0], dtype=torch.int32)
     tokens = torch.arange(4, dtype=torch.int32)
-    check(worker, tmp_path, made, [torch.randn(4, 36), torch.randn(12), pools[0], slots, positions, pools[1], tokens])
+    check(
+        interpreter, tmp_path, made, [torch.randn(4, 36), torch.randn(12), pools[0], slots, positions, pools[1], tokens]
+    )
 
 
-def test_no_rows(worker: InterpreterWorker, tmp_path: Path) -> None:
-    check(worker, tmp_path, kernel(GATE, "triton.row"), [torch.randn(0, 130), torch.randn(0, 6, 10), torch.randn(60)])
+def test_no_rows(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    check(
+        interpreter, tmp_path, kernel(GATE, "triton.row"), [torch.randn(0, 130), torch.randn(0, 6, 10), torch.randn(60)]
+    )
 
 
 # -- regions nobody wrote
@@ -403,12 +400,12 @@ def _beside(value: Value, axis: int) -> list[Dim]:
 
 @settings(max_examples=40)
 @given(st.data())
-def test_random_regions(worker: InterpreterWorker, data: st.DataObject) -> None:
+def test_random_regions(interpreter: InterpreterWorker, data: st.DataObject) -> None:
     made = Region(data).kernel()
     rows = data.draw(st.sampled_from([1, 2, 5, 70]))
     inputs = random_inputs(made.function, {"N": rows})
     with tempfile.TemporaryDirectory() as folder:
-        check(worker, Path(folder), made, inputs, tolerance=1e-4)
+        check(interpreter, Path(folder), made, inputs, tolerance=1e-4)
 
 
 # -- what isn't possible
