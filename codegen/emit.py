@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ringc.codegen.kernel import Kernel, Source, emitter
+from ringc.ir.core import Function
 from ringc.ir.symbols import dim_text
 from ringc.ir.text_print import print_function
 
@@ -27,12 +28,14 @@ _MAIN = """    from ringc.codegen.standalone import main
 def header(kernel: Kernel) -> str:
     """The docstring of a kernel file: the IR that it implements, its work, its traffic, how it is called."""
     function = kernel.function
+    # What the choice was made by is in the module's text; here it would hide the IR.
+    told = {name: note for name, note in function.notes.items() if name not in ("seconds", "lost")}
     flops, moved = cost_of(kernel)
     takes = ", ".join(a.name or f"in{i}" for i, a in enumerate(function.body.args))
     lines = [
         f'"""{kernel.family} kernel @{kernel.name}, made by {kernel.implementation}.',
         "",
-        *print_function(function).rstrip().splitlines(),
+        *print_function(Function(function.name, function.body, **told)).rstrip().splitlines(),
         "",
         f"FLOPs: {flops}    bytes: {moved}",
         f"Takes: {takes}; then one tensor for each result that is no state, and the workspaces. States are updated in place.",

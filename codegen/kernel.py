@@ -124,6 +124,7 @@ Emit = Callable[[Kernel], str]
 
 TEMPLATES = {
     "torch.eager": "ringc.codegen.torch.eager:emit",
+    "torch.library": "ringc.codegen.torch.library:emit",
     "tvm.row": "ringc.codegen.tvm.row:emit",
     "tvm.matmul": "ringc.codegen.tvm.matmul:emit",
     "tvm.grouped_few": "ringc.codegen.tvm.grouped:emit_few",

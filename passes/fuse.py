@@ -20,15 +20,12 @@ A reshape that stands between regions is left alone: it is another view of the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import networkx as nx
 
-from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Module, Op, Value
 from ringc.ir.elements import Elementwise
-from ringc.ir.ops.call import Fused
 from ringc.ir.ops.index import Gather, SortByKey
 from ringc.ir.ops.mixers import Attention, LinearAttention
 from ringc.ir.ops.pointwise import Cast
@@ -40,6 +37,7 @@ from ringc.ir.ops.shape import Pack, Reshape
 from ringc.ir.ops.source import Constant, Param, SegmentIds
 from ringc.ir.ops.state import StateAppend
 from ringc.passes.framework import Pass
+from ringc.passes.regions import leaving, replace_by_region
 from ringc.passes.rewrite import drop_unused
 from ringc.passes.target import Target
 
@@ -108,7 +106,7 @@ class _Fuser:
         if self.options.rows:
             self.row_regions()
         for region in self.in_order():
-            self.emit(region)
+            replace_by_region(self.body, sorted(region.ops, key=lambda o: self.order[o]), region.family)
         drop_unused(self.body, list(self.body.ops))  # scalars, of which every region has its own
 
     # -- anchors and what they take in
@@ -173,13 +171,13 @@ class _Fuser:
         grown = True
         while grown:
             grown = False
-            leaving = self.leaving(region.ops)
-            for user in (u for v in leaving for u in v.users()):
+            outputs = leaving(region.ops)
+            for user in (u for v in outputs for u in v.users()):
                 fits = isinstance(user, Elementwise) and user.pointwise and user.result.shape == shape
                 if (
                     not fits
                     or user in self.region_of
-                    or not self.only_user(leaving, user)
+                    or not self.only_user(outputs, user)
                     or not self.convex([*region.ops, user])
                 ):
                     continue
@@ -284,7 +282,7 @@ class _Fuser:
     def sink(self) -> None:
         """Element-wise work whose result only another row region reads is done there: nothing is written and read back between them."""
         for region in [r for r in self.regions if r.family == "row"]:
-            for value in self.leaving(region.ops):
+            for value in leaving(region.ops):
                 users = (
                     {self.region_of.get(u) for u in value.users()}
                     if value.users() == list(dict.fromkeys(value.uses))
@@ -315,9 +313,9 @@ class _Fuser:
 
     def only_feeds(self, region: Region, other: Region) -> bool:
         """Whether every element of a region can be made where the other region reads it, and nothing else wants it."""
-        leaving = self.leaving(region.ops)
+        outputs = leaving(region.ops)
         inline = all(isinstance(op, Elementwise) for op in region.ops)
-        return inline and all(set(v.uses) <= set(other.ops) for v in leaving)
+        return inline and all(set(v.uses) <= set(other.ops) for v in outputs)
 
     def neighbours_of(self, region: Region) -> list[Region]:
         users = [u for op in region.ops for r in op.results for u in r.users()]
@@ -349,10 +347,6 @@ class _Fuser:
         if op not in region.ops:
             region.ops.append(op)
         self.region_of[op] = region
-
-    def leaving(self, ops: Iterable[Op]) -> list[Value]:
-        inside = set(ops)
-        return [r for op in ops for r in op.results if any(u not in inside for u in r.uses)]
 
     def convex(self, ops: list[Op]) -> bool:
         """No path leaves the set and comes back; regions already made count as one node each."""
@@ -390,38 +384,3 @@ class _Fuser:
 
     def position(self, node: Region | Op) -> int:
         return min(self.order[o] for o in node.ops) if isinstance(node, Region) else self.order[node]
-
-    def emit(self, region: Region) -> None:
-        """Replace a region's operations by one `fused`."""
-        ops = sorted(region.ops, key=lambda o: self.order[o])
-        inside = set(ops)
-        # Scalars are code: a region has its own.
-        scalars = {v for op in ops for v in op.inputs() if isinstance(v.op, Constant) and not v.op.shape}
-        taken = [
-            v for v in dict.fromkeys(v for op in ops for v in op.inputs()) if v.op not in inside and v not in scalars
-        ]
-        made = self.leaving(ops)
-        body = Block([v.type for v in taken], [_short(v.name) for v in taken])
-        mapping = dict(zip(taken, body.args, strict=True))
-        for value in sorted(scalars, key=lambda v: self.order[v.op] if v.op else 0):
-            assert value.op is not None
-            mapping[value] = body.insert(value.op.clone({})).result
-        for op in ops:
-            copy = body.insert(op.clone(mapping))
-            copy.scope = ""
-            mapping.update(zip(op.results, copy.results, strict=True))
-        body.set_outputs(mapping[v] for v in made)
-        fused = Fused(tuple(taken), region.family, body)
-        fused.scope = ops[0].scope
-        Builder(self.body, before=ops[-1]).insert(fused)
-        for old, new in zip(made, fused.results, strict=True):
-            new.name = old.name
-            self.body.replace_uses(old, new)
-        for op in reversed(ops):
-            self.body.erase(op)
-
-
-def _short(name: str) -> str:
-    """An argument's name inside a kernel, which may serve many layers."""
-    parts = name.split(".")
-    return "_".join(p for p in parts if p not in ("layers", "weight", "attention", "mlp") and not p.isdigit()) or name

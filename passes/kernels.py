@@ -32,7 +32,7 @@ class OutlineKernels(Pass):
                 if key not in known:
                     count[op.family] += 1
                     known[key] = f"{op.family}_{count[op.family]}"
-                    chosen = {"implementation": op.implementation, "seconds": op.seconds, "workspace": op.workspace}
+                    chosen = {n: getattr(op, n) for n in ("implementation", "seconds", "workspace", "lost")}
                     notes = {"family": op.family} | {k: v for k, v in chosen.items() if v}
                     module.add(Function(known[key], op.body.clone(), **notes))
                 launch = Launch(op.arguments, known[key], tuple(r.type for r in op.results))

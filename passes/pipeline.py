@@ -20,6 +20,7 @@ def default_pipeline() -> list[Pass]:
         "outline",  # from here on, work follows the number of different layers, not of layers
         "versions",  # fixes the form of linear attention, which decides what may be fused
         "fuse",  # regions around products, attention, routing; the rest into row kernels
+        "library",  # a fusion that competes with a library call stands beside it: never below the library
         "select",  # among alternatives: the tuning record, else the cost model
         "layout",  # what was selected decides how the weights are stored: written as the `prepare` function
         "kernels",  # equal regions become one kernel

@@ -61,7 +61,8 @@ class Fused(RegionOp):
     """A region that becomes one kernel of a family (`ringc.passes.fuse` says which regions a family takes).
 
     `implementation` is what `select` chose: a template and its configuration, as in `tvm.matmul{rows=8,block=32}`; `seconds` is its
-    predicted time as an expression of the sizes, `workspace` the memory that its kernel wants beside the outputs.
+    predicted time as an expression of the sizes, `workspace` the memory that its kernel wants beside the outputs. `lost` holds what was
+    not chosen: implementation, predicted time, and why it is illegal, if so.
     A state that the body writes is given back as a result and updated in place.
     """
 
@@ -71,6 +72,7 @@ class Fused(RegionOp):
     implementation: str = attr(default="")
     seconds: str = attr(default="")
     workspace: tuple[TensorType, ...] = attr(default=())
+    lost: tuple[tuple[str, str, str], ...] = attr(default=())
 
     @property
     def effect(self) -> Effect:  # type: ignore[override]

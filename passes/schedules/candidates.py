@@ -10,7 +10,7 @@ from ringc.ir.core import Block
 from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.mixers import LinearAttention
-from ringc.passes.schedules import attention, linear_attention, products, routing
+from ringc.passes.schedules import attention, library, linear_attention, products, routing
 from ringc.passes.schedules.model import Candidate, Rows, roofline
 from ringc.passes.target import Target
 
@@ -93,6 +93,10 @@ def _route(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     return [replace(c, workspace=routing.route_workspace(body)) for c in found]
 
 
+def _library(body: Block, _: Rows, target: Target) -> list[Candidate]:
+    return [library.call(body, target)]
+
+
 def _plain(target: Target, template: str, seconds: object) -> Candidate:
     name = "torch.eager" if target.backend == "torch" else f"{target.backend}.{template}"
     return Candidate(name, seconds)
@@ -106,4 +110,5 @@ _FAMILIES: dict[str, Callable[[Block, Rows, Target], list[Candidate]]] = {
     "attention": _attention,
     "route": _route,
     "sort": _sort,
+    "library": _library,
 }

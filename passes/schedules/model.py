@@ -47,7 +47,7 @@ def roofline(
     """Seconds for so much work and traffic at `rate` operations per second and this share of the target's bandwidth."""
     work = sympy.sympify(flops) / sympy.Float(rate)
     traffic = sympy.sympify(moved) / sympy.Float(target.bandwidth * bandwidth)
-    return longer(work, traffic) + sympy.Float(launches * target.launch)
+    return (longer(work, traffic) if work else traffic) + sympy.Float(launches * target.launch)
 
 
 def longer(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:

@@ -29,12 +29,8 @@ def dense(body: Block, target: Target) -> list[Candidate]:
 
 
 def grouped(body: Block, target: Target) -> list[Candidate]:
-    """Candidates of an expert product. Of the experts' weights, only those count that the rows can touch."""
-    flops, moved = flops_of(body), region_bytes(body)
-    for op in body.ops:
-        if isinstance(op, SegmentMatMul):
-            rows, experts = op.x.shape[0], op.w.shape[0]
-            moved += op.w.type.bytes * (sympy.Min(1, rows / sympy.Integer(experts), evaluate=False) - 1)
+    """Candidates of an expert product."""
+    flops, moved = flops_of(body), touched_bytes(body)
     if target.backend == "triton":
         return [
             Candidate("triton.grouped", roofline(target, flops, moved, rate=0.6 * target.matrix_rate, bandwidth=0.8))
@@ -45,6 +41,16 @@ def grouped(body: Block, target: Target) -> list[Candidate]:
     by_row = sympy.sympify(flops) * 2 / sympy.Float(target.bandwidth) + target.launch
     tiled = roofline(target, flops, moved, rate=0.85 * target.matrix_rate, bandwidth=0.6) + 2 * target.launch
     return [Candidate("tvm.grouped_few{block=32}", by_row), Candidate("tvm.grouped_tiled{rows=8,block=32}", tiled)]
+
+
+def touched_bytes(body: Block) -> Dim:
+    """The bytes that a region moves, of the experts' weights only those that its rows can touch."""
+    moved = region_bytes(body)
+    for op in body.ops:
+        if isinstance(op, SegmentMatMul):
+            rows, experts = op.x.shape[0], op.w.shape[0]
+            moved += op.w.type.bytes * (sympy.Min(1, rows / sympy.Integer(experts), evaluate=False) - 1)
+    return moved
 
 
 def flops_of(body: Block) -> Dim:

@@ -9,7 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from ringc.ir.core import Function, Module
-    from ringc.passes.target import Target
     from ringc.runtime.artifact import Artifact
 
 
@@ -19,7 +18,6 @@ def explain(
 ) -> None:
     """Say why an artifact is as it is: versions, crossovers, what each form costs, what lost and why."""
     from ringc.errors import UsageError
-    from ringc.passes.target import target
     from ringc.runtime.artifact import open_artifact
     from ringc.runtime.check import read_module
 
@@ -27,10 +25,9 @@ def explain(
         raise UsageError(f"there is nothing to explain about '{what}'", help="use `ringc explain DIR schedule`")
     opened = open_artifact(artifact, allow_edited=True, any_machine=True)
     module = read_module(opened, "module")
-    machine = target(str(opened.target["name"]))
     _versions(opened, module)
     _forms(module)
-    _kernels(module, machine)
+    _kernels(module)
 
 
 def _versions(artifact: Artifact, module: Module) -> None:
@@ -81,29 +78,24 @@ def _forms(module: Module) -> None:
         out(f"  {name}: {illegal or seconds}")
 
 
-def _kernels(module: Module, machine: Target) -> None:
-    """The candidates of every kernel at the typical sizes of the first version that launches it."""
+def _kernels(module: Module) -> None:
+    """The candidates of every kernel at the typical sizes of a version that launches it."""
     from ringc.cli.console import duration, table
-    from ringc.passes.schedules.candidates import candidates, typical_sizes
-    from ringc.passes.schedules.model import at
+    from ringc.passes.schedules.candidates import typical_sizes
+    from ringc.passes.schedules.predict import seconds_at
 
     rows = []
     for function in module.functions.values():
         if "family" not in function.notes:
             continue
-        served = _service(function)
-        sizes = typical_sizes(*served)
-        chosen = str(function.notes["implementation"])
-        found = candidates(str(function.notes["family"]), function.body, served[0], machine)
-        costs = {c.implementation: at(c.seconds, sizes) for c in found}
-        best = costs.get(chosen, min(costs.values()))
-        for c in sorted(found, key=lambda c: (c.implementation != chosen, costs[c.implementation])):
-            is_chosen = c.implementation == chosen
-            why = "chosen" if is_chosen else c.illegal or f"{costs[c.implementation] / best:.2f}x the chosen one's time"
-            where = ", ".join(f"{k}={v}" for k, v in sizes.items() if k in "NB")
-            rows.append(
-                (function.name if is_chosen else "", c.implementation, where, duration(costs[c.implementation]), why)
-            )
+        notes = function.notes
+        sizes = typical_sizes(*_service(function))
+        where = ", ".join(f"{k}={v}" for k, v in sizes.items() if k in "NB")
+        best = seconds_at(notes["seconds"], sizes)
+        rows.append((function.name, notes["implementation"], where, duration(best), "chosen"))
+        lost = [(name, seconds_at(seconds, sizes), illegal) for name, seconds, illegal in notes.get("lost", ())]
+        for name, seconds, illegal in sorted(lost, key=lambda c: c[1]):
+            rows.append(("", name, where, duration(seconds), illegal or f"{seconds / best:.2f}x the chosen one's time"))
     table("candidates of each kernel", ("kernel", "implementation", "at", "predicted", ""), rows, left=3)
 
 

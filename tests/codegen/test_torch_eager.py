@@ -186,6 +186,25 @@ def test_equal_kernels_give_equal_files() -> None:
     assert emit(kernel("attention")).text == emit(kernel("attention")).text
 
 
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 37])
+def test_a_library_call_writes_into_its_output(tmp_path: Path, transposed: bool, rows: int) -> None:
+    weight = "f32[12, 8]" if transposed else "f32[8, 12]"
+    text = f"""module @m level kernel
+
+func @k(%x: f32[N, 8], %w: {weight}) with {{family = "library", implementation = "torch.library"}} {{
+  %1 = matmul(%x, %w) {{transpose_b = {str(transposed).lower()}}} : f32[N, 12]
+  return %1
+}}
+"""
+    call = kernel_of(parse_module(text).functions["k"])
+    path = tmp_path / "k.py"
+    path.write_text(emit(call).text)
+    assert f"torch.mm(x, w{'.T' if transposed else ''}, out=out)" in path.read_text()
+    for one in check_kernel(call, run_source(path)["launch"], {"N": rows}):
+        assert one.passed, one
+
+
 def test_packed_weights_are_refused() -> None:
     text = 'module @m level kernel\n\nfunc @k(%x: f32[N, 8], %w: f32[16, 8]@0x4) with {family = "matmul", implementation = "torch.eager"} {\n  %1 = matmul(%x, %w) {transpose_b = true} : f32[N, 16]\n  return %1\n}\n'
     with pytest.raises(CodegenError, match=r"reads plain tensors, and %w is a f32\[16, 8\]@0x4"):

@@ -36,15 +36,23 @@ def test_no_crossover_where_the_second_never_wins() -> None:
     assert crossover(sympy.sympify(N), 2 * N + 1, "N", {}) is None
 
 
-@pytest.mark.parametrize("name", ["cpu", "sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("name", ["sm_80", "sm_90", "sm_100"])
 def test_long_sequences_are_chunked_and_single_tokens_are_not(name: str) -> None:
     switch = switch_length(MINI, target(name))
     assert switch is not None
-    assert 1 <= switch <= 256
+    assert 2 <= switch <= 256
     costs = {form: c.seconds for form, c in forms(MINI, target(name)).items()}
     one, long = {"N": 1, "B": 1}, {"N": 8192, "B": 1}
     assert at(costs["recurrent"], one) < at(costs["chunked"], one)
     assert at(costs["chunked"], long) < at(costs["recurrent"], long)
+
+
+@pytest.mark.parametrize(("dim", "least", "most"), [(16, 8, 64), (32, 2, 8), (64, 1, 2), (128, 1, 1)])
+def test_on_the_cpu_blocks_pay_from_the_first_tokens_on(dim: int, least: int, most: int) -> None:
+    """What the tables of powers cost is won back by the state's decay, of which a larger head has more."""
+    switch = switch_length(replace(MINI, dk=dim, dv=dim), target("cpu"))
+    assert switch is not None
+    assert least <= switch <= most
 
 
 def test_the_cpu_block_shrinks_with_the_slope_until_no_block_is_safe() -> None:

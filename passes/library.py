@@ -1,0 +1,76 @@
+"""Library: beside a region that competes with a call of PyTorch, that call and the work around it in kernels of its own.
+
+A generated kernel must never be slower than the library, so the library is a candidate: every region with a product or with softmax
+attention becomes an `alternatives` of the fused region and of its operations apart, and `select` keeps what costs less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringc.ir.builder import Builder
+from ringc.ir.core import Block, Function, Module, Op
+from ringc.ir.ops.call import Alternatives, Fused
+from ringc.ir.ops.mixers import Attention
+from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.source import Constant
+from ringc.passes.framework import Pass
+from ringc.passes.fuse import is_row_op
+from ringc.passes.regions import replace_by_region
+from ringc.passes.rewrite import drop_unused
+from ringc.passes.target import Target
+
+FAMILIES = ("matmul", "grouped", "attention")
+"""The families of regions whose anchor PyTorch has a call for."""
+
+
+@dataclass(frozen=True)
+class Library(Pass):
+    """Offer library calls as alternatives of fused regions."""
+
+    name = "library"
+
+    def apply(self, module: Module, target: Target) -> None:
+        if target.backend == "torch":
+            return  # every kernel is made of library calls there
+        for function in module.functions.values():
+            _offer(function)
+
+
+def _offer(function: Function) -> None:
+    body = function.body
+    for op in list(body.ops):
+        if isinstance(op, Fused) and op.family in FAMILIES:
+            both = Alternatives(op.arguments, ("fused", "library"), (_as_it_is(op), _apart(op.body)))
+            both.scope = op.scope
+            Builder(body, before=op).insert(both)
+            for old, new in zip(op.results, both.results, strict=True):
+                new.name = old.name
+                body.replace_uses(old, new)
+            body.erase(op)
+
+
+def _as_it_is(op: Fused) -> Block:
+    """A block that runs the region."""
+    way = Block([a.type for a in op.body.args], [a.name for a in op.body.args])
+    region = way.insert(op.clone(dict(zip(op.arguments, way.args, strict=True))))
+    way.set_outputs(region.results)
+    return way
+
+
+def _apart(body: Block) -> Block:
+    """The region's operations as a library call for each anchor, and row kernels before and behind."""
+    way = body.clone()
+    runs: list[tuple[str, list[Op]]] = []
+    for op in way.ops:
+        if isinstance(op, MatMul | SegmentMatMul | Attention):
+            runs.append(("library", [op]))
+        elif not (isinstance(op, Constant) and not op.shape):
+            assert is_row_op(op), op
+            if not runs or runs[-1][0] != "row":
+                runs.append(("row", []))
+            runs[-1][1].append(op)
+    for family, ops in runs:
+        replace_by_region(way, ops, family)
+    drop_unused(way, list(way.ops))  # scalars, of which every region has its own
+    return way

@@ -1,0 +1,128 @@
+"""Library calls beside fused regions: both ways mean the same, the cheaper legal one stays, and what lost is noted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ringc.ir.core import Module
+from ringc.ir.interpret import run
+from ringc.ir.ops.call import Alternatives, Fused
+from ringc.ir.text_parse import parse_module
+from ringc.passes.framework import PassManager, verify_each
+from ringc.passes.pipeline import parse_pipeline
+from ringc.passes.target import Target, target
+
+HEAD = "module @m level fused\nsymbol B >= 1\nsymbol N >= 1\nsymbol P >= 1\n\n"
+
+SWIGLU = """func @f(%x: f32[N, 64], %g: f32[48, 64], %u: f32[48, 64]) {
+  %a = matmul(%x, %g) {transpose_b = true}
+  %b = matmul(%x, %u) {transpose_b = true}
+  %s = silu(%a)
+  %h = mul(%s, %b)
+  return %h
+}"""
+
+EXPERTS = """func @f(%x: f32[N, 8], %w: f32[3, 4, 8], %order: i32[2*N / 3], %offsets: i32[4], %weights: f32[2*N / 3, 1]) {
+  %two = constant() {value = [2], dtype = i32}
+  %token = floordiv(%order, %two)
+  %rows = gather(%x, %token)
+  %y = segment_matmul(%rows, %w, %offsets)
+  %z = mul(%y, %weights)
+  return %z
+}"""
+
+ATTENTION = """func @f(%q: f32[N / B, 4, 16], %keys: state<f32[P; 9, 2, 16]>, %values: state<f32[P; 9, 2, 16]>, %slots: i32[B],
+    %offsets: i32[B + 1], %positions: i32[N]) {
+  %o = attention(%q, %keys, %values, %slots, %offsets, %positions) {scale = 0.25}
+  return %o
+}"""
+
+PLAIN = """func @f(%x: f32[N, 64], %w: f32[48, 64]) {
+  %y = matmul(%x, %w) {transpose_b = true}
+  return %y
+}"""
+
+SLOW = replace(target("cpu"), matrix_rate=1e9, vector_rate=180e9, bandwidth=1e9)
+"""A machine on which generated products are far slower than PyTorch's."""
+
+
+def passed(text: str, passes: str, machine: Target) -> Module:
+    module = parse_module(HEAD + text)
+    PassManager(parse_pipeline(passes), [verify_each]).run(module, machine)
+    return module
+
+
+def regions(module: Module) -> list[Fused]:
+    return [op for op in module.functions["f"].body.ops if isinstance(op, Fused)]
+
+
+@pytest.mark.parametrize(
+    ("text", "families"),
+    [
+        (SWIGLU, ["library", "library", "row"]),
+        (EXPERTS, ["row", "library", "row"]),
+        (ATTENTION, ["library"]),
+        (PLAIN, ["library"]),
+    ],
+)
+def test_a_region_stands_beside_its_operations_apart(text: str, families: list[str]) -> None:
+    module = passed(text, "fuse,library", target("cpu"))
+    (choice,) = (op for op in module.functions["f"].body.ops if isinstance(op, Alternatives))
+    assert choice.labels == ("fused", "library")
+    fused, apart = choice.ways
+    assert len(fused.ops) == 1
+    assert [op.family for op in apart.ops if isinstance(op, Fused)] == families
+    assert len(apart.ops) == len(families)
+
+
+@pytest.mark.parametrize("text", [SWIGLU, EXPERTS])
+@pytest.mark.parametrize("machine", [target("cpu"), SLOW])
+def test_whatever_stays_means_the_same(text: str, machine: Target) -> None:
+    n, generator = 5, torch.Generator().manual_seed(3)
+    if text is SWIGLU:
+        shapes = [(n, 64), (48, 64), (48, 64)]
+        inputs = [torch.randn(s, generator=generator).double() for s in shapes]
+    else:
+        order = torch.randperm(2 * n, generator=generator).int()
+        offsets = torch.tensor([0, 4, 4, 2 * n], dtype=torch.int32)
+        x, w, weights = (torch.randn(s, generator=generator).double() for s in [(n, 8), (3, 4, 8), (2 * n, 1)])
+        inputs = [x, w, order, offsets, weights]
+    wanted = run(parse_module(HEAD + text), "f", inputs, None, torch.float64)
+    made = run(passed(text, "fuse,library,select", machine), "f", inputs, None, torch.float64)
+    torch.testing.assert_close(made, wanted)
+
+
+def test_the_cheaper_way_stays_and_the_other_is_noted() -> None:
+    (fused,) = regions(passed(SWIGLU, "fuse,library,select", target("cpu")))
+    assert fused.implementation.startswith("tvm.matmul")
+    assert [name for name, _, _ in fused.lost if name.startswith("library: torch.library + torch.library + tvm.row")]
+    first, second, row = regions(passed(SWIGLU, "fuse,library,select", SLOW))
+    assert [first.implementation, second.implementation] == ["torch.library"] * 2
+    assert row.family == "row"
+    assert [name for name, _, _ in first.lost if name.startswith("fused: tvm.matmul")]
+
+
+@pytest.mark.parametrize("text", [EXPERTS, ATTENTION])
+def test_calls_that_wait_for_the_gpu_are_illegal_there(text: str) -> None:
+    slow = replace(target("sm_90"), matrix_rate=1e9, bandwidth=1e9, launch=1.0)
+    fast = regions(passed(text.replace("f32[", "bf16["), "fuse,library,select", slow))
+    assert not [op for op in fast if op.implementation.startswith("torch")]
+    assert "wait for the GPU" in next(why for op in fast for name, _, why in op.lost if name.startswith("library"))
+
+
+def test_a_gpu_takes_the_library_where_it_is_faster() -> None:
+    (product,) = regions(passed(PLAIN.replace("f32[", "bf16["), "fuse,library,select", target("sm_90")))
+    assert {product.implementation, *(n for n, _, _ in product.lost)} == {"triton.matmul", "library: torch.library"}
+    many = PLAIN.replace("f32[", "bf16[").replace("64", "4096").replace("48", "4096")
+    (product,) = regions(passed(many, "fuse,library,select", target("sm_90")))
+    assert product.implementation == "torch.library"
+    wider = many.replace("return %y", "%z = cast(%y) {dtype = f32}\n  return %z")
+    assert regions(passed(wider, "fuse,library,select", target("sm_90")))[0].implementation == "triton.matmul"
+
+
+def test_on_the_torch_target_everything_is_a_library_call_already() -> None:
+    (region,) = regions(passed(SWIGLU, "fuse,library,select", target("torch")))
+    assert region.implementation == "torch.eager"
