@@ -176,6 +176,23 @@ def peer_experts_up(tokens: int, block: int, warps: int, stages: int) -> tuple[f
     return microseconds(run), ""
 
 
+def device_copy() -> tuple[float, str]:
+    """What the others are to be seen against: bytes read and written."""
+    x = torch.empty(1 << 28, device="cuda").normal_()
+    y = torch.empty_like(x)
+    us = microseconds(lambda: y.copy_(x))
+    return us, f"{2 * x.nbytes / us / 1e6:5.2f} TB/s"
+
+
+def library_product(rows: int, inner: int, columns: int) -> tuple[float, str]:
+    """PyTorch's own product with a weight [columns, inner]."""
+    x = torch.randn(rows, inner, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(columns, inner, device="cuda", dtype=torch.bfloat16)
+    out = torch.empty(rows, columns, device="cuda", dtype=torch.bfloat16)
+    us = microseconds(lambda: torch.mm(x, w.T, out=out))
+    return us, f"{2e-6 * rows * inner * columns / us:19.1f} TFLOP/s"
+
+
 def flash(tokens: int) -> tuple[float, str]:
     """PyTorch's own attention on one prompt."""
     q = torch.randn(1, 16, tokens, 128, device="cuda", dtype=torch.bfloat16)
@@ -186,6 +203,7 @@ def flash(tokens: int) -> tuple[float, str]:
 
 def main() -> None:
     print(f"{torch.cuda.get_device_name(0)}, CUDA-graph medians of {REPLAYS}, level-2 cache flushed", flush=True)
+    row("copy of 1 GiB", "torch", device_copy)
     one = {"B": 1, "P": 1, "S": 1, "R": 1}
     for tokens in (8192, 65536):
         what = f"linear attention T={tokens} H=16 D=128"
@@ -217,8 +235,12 @@ def main() -> None:
         row(f"linear attention decode B={n}", "ringc linear_recurrent", timed)
     for n in (1, 16):
         row(f"route T={n} E=256", "ringc route", partial(ours, "route", "triton.route", one | {"N": n}))
-    for function in ("norm", "split_norm_rope", "gate", "combine", "project", "swiglu", "experts_down"):
-        family = {"project": "matmul", "swiglu": "matmul", "experts_down": "grouped"}.get(function, "row")
+    for n in (1, 16, 512, 8192):
+        what = f"project T={n} 2048->8192"
+        row(what, "ringc matmul", partial(ours, "project", "triton.matmul", one | {"N": n}))
+        row(what, "torch mm", partial(library_product, n, 2048, 8192))
+    for function in ("norm", "split_norm_rope", "gate", "combine", "swiglu", "experts_down"):
+        family = {"swiglu": "matmul", "experts_down": "grouped"}.get(function, "row")
         row(f"{function} T=8192", f"ringc {family}", partial(ours, function, f"triton.{family}", one | {"N": 8192}))
 
 
