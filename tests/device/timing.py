@@ -180,7 +180,7 @@ def device_copy() -> tuple[float, str]:
     """What the others are to be seen against: bytes read and written."""
     x = torch.empty(1 << 28, device="cuda").normal_()
     y = torch.empty_like(x)
-    us = microseconds(lambda: y.copy_(x))
+    us = microseconds(lambda: torch.neg(x, out=y))  # a kernel: graphs hand plain copies to a slower engine
     return us, f"{2 * x.nbytes / us / 1e6:5.2f} TB/s"
 
 
