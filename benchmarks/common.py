@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ringc.codegen.tvm.threads import usable_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 WORK = ROOT / "build" / "benchmarks"
@@ -82,11 +84,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{p: package(p) for p in ("torch", "triton", "apache-tvm")},
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_line(found: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from ringc.errors import ToolchainError
 
 #: Raised when the layout of an entry or the meaning of its members changes: old entries are then never looked up.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _MAGIC = b"RINGCKC1"
 _SUFFIX = ".entry"

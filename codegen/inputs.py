@@ -48,10 +48,19 @@ def random_inputs(function: Function, sizes: Mapping[str, int], seed: int = 0) -
         sizes: values of its symbols.
         seed: of the draw.
     """
-    return _Inputs(function.body, dict(sizes), seed, one_each=_decodes(function)).all()
+    return Inputs(function.body, dict(sizes), seed, one_each=_decodes(function)).all()
 
 
-class _Inputs:
+class Inputs:
+    """Draws the arguments of a block one by one.
+
+    Args:
+        block: whose arguments they are.
+        sizes: values of its symbols.
+        seed: of the draw.
+        one_each: every sequence has one token.
+    """
+
     def __init__(self, block: Block, sizes: dict[str, int], seed: int, *, one_each: bool) -> None:
         self.block = block
         self.one_each = one_each

@@ -5,7 +5,8 @@
       result 0 [37, 128]  error 1.2e-07  allowed 2.1e-06  ok
     12.3 us (median of 50)
 
-Reduced sizes are used unless others are given: `python kernels/row_3.py N=2048`.
+Reduced sizes are used unless others are given: `python kernels/row_3.py N=2048`. Where there is no GPU, a Triton kernel runs in Triton's
+interpreter, in f32, as the interpreter can't compute in bf16.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ast
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,19 +71,42 @@ def main(file: str, arguments: Sequence[str] | None = None) -> None:
 def run(path: Path, arguments: Sequence[str] = ()) -> bool:
     """Check and time the kernel of a file; whether all results are right."""
     kernel = kernel_of_file(path)
-    builder = backend(kernel.implementation.backend)
-    device = "cuda" if kernel.implementation.backend == "triton" and torch.cuda.is_available() else "cpu"
+    if kernel.implementation.backend == "triton" and not torch.cuda.is_available():
+        return _run_interpreted(path, arguments)
+    device = "cuda" if kernel.implementation.backend == "triton" else "cpu"
     sizes = _sizes(kernel, arguments)
-    launch = builder.launcher(path, kernel.name)
+    launch = backend(kernel.implementation.backend).launcher(path, kernel.name)
+    right = _check(kernel, launch, sizes, device)
+    seconds, count = measure(kernel, launch, sizes, device)
+    sys.stdout.write(f"{seconds * 1e6:.1f} us (median of {count})\n")
+    return right
+
+
+def _run_interpreted(path: Path, arguments: Sequence[str]) -> bool:
+    """As `run`, with the file's text in f32 and Triton's interpreter, whose time says nothing about a GPU's."""
+    from ringc.codegen.triton.interpret import InterpreterWorker, in_f32
+
+    times: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="ringc-kernel-") as folder, InterpreterWorker() as worker:
+        copy = Path(folder) / path.name
+        copy.write_text(in_f32(path.read_text(encoding="utf-8")), encoding="utf-8")
+        kernel = kernel_of_file(copy)
+        sizes = _sizes(kernel, arguments)
+        right = _check(kernel, lambda *tensors: times.append(worker.run(copy, *tensors)), sizes, "cpu")
+    sys.stdout.write(f"{times[-1]:.3g} s in Triton's interpreter, in f32: there is no GPU here\n")
+    return right
+
+
+def _check(kernel: Kernel, launch: Launcher, sizes: Mapping[str, int], device: str) -> bool:
+    """Compare the kernel's results with the reference's, a line for each; whether all are right."""
     shown = ", ".join(f"{k}={v}" for k, v in sizes.items() if k in _symbols(kernel))
-    out = sys.stdout.write
-    out(f"@{kernel.name} by {kernel.implementation} at {shown}\n")
+    sys.stdout.write(f"@{kernel.name} by {kernel.implementation} at {shown}\n")
     compared = check_kernel(kernel, launch, sizes, device=device)
     for one in compared:
         verdict = "ok" if one.passed else "WRONG"
-        out(f"  {one.name} {list(one.shape)}  error {one.error:.1e}  allowed {one.allowed:.1e}  {verdict}\n")
-    seconds, count = measure(kernel, launch, sizes, device)
-    out(f"{seconds * 1e6:.1f} us (median of {count})\n")
+        sys.stdout.write(
+            f"  {one.name} {list(one.shape)}  error {one.error:.1e}  allowed {one.allowed:.1e}  {verdict}\n"
+        )
     return all(one.passed for one in compared)
 
 

@@ -20,6 +20,9 @@ ParameterKind = Literal[
     "shared_up", "shared_down",
 ]  # fmt: skip
 
+IGNORED_TENSORS = ("slope", "inv_freq", "v_head", "model.mtp")
+"""Parts of names of tensors that checkpoints hold and models don't: tables that follow from the configuration, heads of other tasks."""
+
 _BYTES = {"bf16": 2, "fp32": 4}
 
 
@@ -107,11 +110,6 @@ def _mlp(spec: Spec, layer: int, prefix: str) -> Iterator[Parameter]:
         yield Parameter(f"{shared}gate_proj.weight", (width, h), dtype, "shared_gate", layer)
         yield Parameter(f"{shared}up_proj.weight", (width, h), dtype, "shared_up", layer)
         yield Parameter(f"{shared}down_proj.weight", (h, width), dtype, "shared_down", layer)
-
-
-def is_ignored_tensor(name: str) -> bool:
-    """Whether a tensor found in a checkpoint is no parameter: tables that follow from the configuration, heads of other tasks."""
-    return any(part in name for part in ("slope", "inv_freq", "v_head")) or name.startswith("model.mtp")
 
 
 def parameter_count(spec: Spec) -> int:

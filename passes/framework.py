@@ -1,6 +1,6 @@
 """What a pass is, and how a list of passes runs.
 
-A pass is a frozen dataclass: its fields are its options, as written in a pipeline (`fuse{max_ops=12}`), and `apply` changes a module
+A pass is a frozen dataclass: its fields are its options, as written in a pipeline (`fuse{epilogues=false}`), and `apply` changes a module
 in place. It takes valid IR and leaves valid IR. Verification, timing and dumps are instruments around the passes, not code in them.
 """
 

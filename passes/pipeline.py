@@ -1,4 +1,4 @@
-"""The order of the passes, and pipelines as text: `raise,fuse{max_ops=12}`."""
+"""The order of the passes, and pipelines as text: `raise,fuse{epilogues=false}`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def parse_pipeline(text: str) -> list[Pass]:
         found = _STEP.match(text, at)
         if found is None:
             raise PassError(
-                f"unreadable pipeline at '{text[at : at + 20]}'", help="write passes as in 'raise,fuse{max_ops=12}'"
+                f"unreadable pipeline at '{text[at : at + 20]}'",
+                help="write passes as in 'raise,fuse{epilogues=false}'",
             )
         steps.append(_configured(pass_class(found[1]), found[2] or ""))
         at = found.end()
@@ -57,7 +58,10 @@ def _configured(cls: type[Pass], options: str) -> Pass:
     for option in filter(None, (o.strip() for o in options.split(","))):
         name, _, text = (part.strip() for part in option.partition("="))
         if name not in fields:
-            raise PassError(f"pass {cls.name} has no option '{name}'", help=did_you_mean(name, fields))
+            raise PassError(
+                f"pass {cls.name} has no option '{name}'",
+                help=did_you_mean(name, fields) or f"it has {', '.join(fields) or 'none'}",
+            )
         values[name] = _value(cls, name, str(fields[name].type), text)
     return cls(**values)
 
@@ -66,7 +70,7 @@ def _value(cls: type[Pass], name: str, kind: str, text: str) -> object:
     try:
         match kind.split(" ", maxsplit=1)[0]:
             case "bool":
-                return {"true": True, "false": False, "": True}[text]
+                return {"true": True, "false": False, "": True}[text.lower()]
             case "int":
                 return int(text)
             case "float":

@@ -9,9 +9,6 @@ if TYPE_CHECKING:
     from ringc.codegen.compile import Compiled, Description, Progress
     from ringc.model_defs.spec import Spec
 
-# Parts of names of tensors that checkpoints hold and models don't: tables that follow from the configuration, heads of other tasks.
-IGNORED_TENSORS = ("slope", "inv_freq", "v_head", "model.mtp")
-
 
 def compile(  # noqa: A001 - as in `ringc.compile`
     spec: str | Path | Spec,
@@ -70,6 +67,7 @@ def describe(spec: Spec) -> Description:
     """What an artifact's manifest says of a model."""
     from ringc.codegen.compile import Description
     from ringc.model_defs.parameters import (
+        IGNORED_TENSORS,
         active_parameter_count,
         kv_bytes_per_token,
         parameter_count,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ringc.codegen.tvm.threads import set_environment
 from ringc.errors import ArtifactError, Place, ToolchainError
 
 if TYPE_CHECKING:
@@ -28,19 +28,6 @@ Raises TypeError or ValueError, with a readable text, when a tensor has another 
 
 FUNCTION = "main"
 """What the function of a kernel's module is called."""
-
-
-def set_environment(threads: int | None = None) -> None:
-    """Settings of TVM's thread pool, which it reads once when it is loaded. Variables that are set stay.
-
-    One thread on each core that this process may use; threads aren't bound to cores, where torch's may sit already; an idle thread spins
-    for about 1 ms, so that the next kernel of a step doesn't have to wake it (60 us).
-    """
-    if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
 
 
 @functools.cache

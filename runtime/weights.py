@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ringc.codegen.packing import read_part, storage_shape, write_part
 from ringc.errors import CheckpointError, Place, UsageError, did_you_mean
 from ringc.runtime.execute import DTYPES
-from ringc.runtime.memory import check_memory
+from ringc.runtime.memory import available_bytes, check_memory
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -148,12 +148,11 @@ def load_weights(
     """
     preparation = Preparation(prepare)
     tensors = _published(weights, preparation, ignored)
-    check_memory(
-        preparation.bytes(narrow),
-        device,
-        "the model's weights",
-        "use a smaller model" + ("" if narrow is not None else ", or keep the weights in bf16: --weights-dtype bf16"),
+    fits_in_bf16 = narrow is None and preparation.bytes(torch.bfloat16) <= available_bytes(device)
+    remedy = (
+        "keep the weights in bf16: --weights-dtype bf16" if fits_in_bf16 else "use a smaller model, or a larger machine"
     )
+    check_memory(preparation.bytes(narrow), device, "the model's weights", remedy)
     prepared = preparation.empty(device, narrow)
     missing = set(preparation.parts)
     for name, tensor, place in tensors:

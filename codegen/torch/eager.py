@@ -18,7 +18,7 @@ from ringc.codegen.torch.expressions import EXPRESSIONS, dtype_text, literal_tex
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Op, Value
-from ringc.ir.ops.composite import Composite
+from ringc.ir.ops.composite import meaning_of
 from ringc.ir.ops.index import SortByKey, TopK
 from ringc.ir.ops.mixers import Attention, LinearAttention
 from ringc.ir.ops.pointwise import Pointwise
@@ -99,8 +99,8 @@ class EagerWriter:
         elif op.name in EXPRESSIONS:
             taken = [self.operand(op, v) for v in op.inputs()]
             self.assign(op.results[0], EXPRESSIONS[op.name](self, op, taken))
-        elif isinstance(op, Composite):
-            self.inline(op.meaning(), op.inputs(), op.results)
+        elif hasattr(op, "decompose"):
+            self.inline(meaning_of(op), op.inputs(), op.results)
         else:
             raise CodegenError(f"@{self.kernel.name}: torch.eager has no form for {op.name}")
 

@@ -462,6 +462,7 @@ def _run_triton(job: CompileJob, toolchain: Toolchain) -> Any:
         knobs.compilation.always_compile = True
         # Triton and the kernel file's own code raise anything: assertions, RuntimeErrors of a pass, errors of ptxas.
         try:
+            _name_library_files()
             function = _load_kernel(job)
             source = ASTSource(
                 fn=function,
@@ -477,6 +478,18 @@ def _run_triton(job: CompileJob, toolchain: Toolchain) -> Any:
             raise CodegenError(
                 f"kernel {job.kernel} of {job.shown_name} doesn't compile for sm_{job.arch}: {text[-1500:]}"
             ) from error
+
+
+def _name_library_files() -> None:
+    """Debug information calls the files of Triton's own device functions `triton/language/...`, wherever Triton is installed."""
+    from triton.language import random, standard
+
+    for module in (random, standard):
+        for value in vars(module).values():
+            function = getattr(value, "fn", None)
+            if isinstance(function, types.FunctionType):
+                name = f"triton/language/{Path(function.__code__.co_filename).name}"
+                function.__code__ = function.__code__.replace(co_filename=name)
 
 
 def _load_kernel(job: CompileJob) -> Any:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib.util
 import linecache
+import re
 import sys
 import tempfile
 import time
@@ -157,6 +158,13 @@ class InterpreterWorker:
                 f"{path} was given a {name} tensor, with which Triton's interpreter computes wrongly",
                 help="run it at float32 here, and at lower precision on a GPU",
             )
+
+
+def in_f32(text: str) -> str:
+    """The text of a generated kernel file with f32 in the place of bf16, in its IR, its signatures and its code."""
+    for written, wide in ((r"\*bf16\b", "*fp32"), (r"\bbf16\b", "f32"), (r"\btl\.bfloat16\b", "tl.float32")):
+        text = re.sub(written, wide, text)
+    return text
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:

@@ -25,7 +25,7 @@ from typing import Any
 
 from ringc.codegen.triton.aot import CompileJob, Constant
 from ringc.errors import CodegenError
-from ringc.ir.types import DType, StateType, Type
+from ringc.ir.types import DType, Type
 
 _TYPES = {
     "f64": "fp64", "f32": "fp32", "bf16": "bf16", "f16": "fp16", "f8e4m3": "fp8e4nv", "f8e5m2": "fp8e5",
@@ -166,10 +166,3 @@ def compile_jobs(text: str, name: str, arch: int) -> list[CompileJob]:
 def padded(size: int, least: int = 16) -> int:
     """The power of two at or above a size: the width of the tile that holds it; tensor cores want 16 at least."""
     return max(least, 1 << (size - 1).bit_length())
-
-
-def pool_of(type: Type) -> StateType:
-    """The type, which must be a pool's."""
-    if not isinstance(type, StateType):
-        raise CodegenError(f"a {type} stands where a state is needed")
-    return type

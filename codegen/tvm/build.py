@@ -22,6 +22,7 @@ from ringc.codegen.backend import Built, Launcher, run_source
 from ringc.codegen.cache import Cache, cache_key
 from ringc.codegen.kernel import Number, Source
 from ringc.codegen.triton.worker import WorkerProcess, serve
+from ringc.codegen.tvm.threads import set_environment, usable_cores
 from ringc.errors import CodegenError, ToolchainError, did_you_mean
 from ringc.passes.target import Target
 
@@ -38,24 +39,6 @@ _LLVM_NAMES = {
     "asimd": "neon", "asimdhp": "fullfp16", "asimddp": "dotprod", "bf16": "bf16", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2",
 }  # fmt: skip
 """Extensions that matter to generated code: the system's name (as in `ringc.codegen.cpu`) -> LLVM's."""
-
-
-def set_environment(threads: int | None = None) -> None:
-    """Settings of TVM's thread pool, which it reads once when it is loaded: call this before the first `import tvm`. Set variables stay.
-
-    One thread on each core that this process may use; threads aren't bound to cores, where torch's may sit already; an idle thread spins
-    for about 1 ms, so that the next kernel of a step doesn't have to wake it (60 us).
-    """
-    os.environ.setdefault("TVM_NUM_THREADS", str(threads or usable_cores()))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "1000")
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def import_tvm() -> Any:

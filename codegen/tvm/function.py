@@ -29,6 +29,40 @@ def memory_shape(type: Type) -> Shape:
     return type.layout.memory_shape(type.shape)
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor that a function takes: what it is called, what its handle is called, its row-major shape as text, its element type."""
+
+    name: str
+    handle: str
+    shape: Sequence[str]
+    dtype: DType
+
+
+def write_signature(w: Writer, parameters: Sequence[Parameter], sizes: Sequence[str]) -> None:
+    """`def main(...)`, and the first lines of its body: variables for the sizes, then the tensors, from which TVM reads the sizes off."""
+    w("@T.prim_func(s_tir=True)")
+    with w.block("def main("):
+        for p in parameters:
+            w(f"{p.handle}: T.handle,")
+    w(") -> None:")
+    with w.indented():
+        w('T.func_attr({"tirx.noalias": True})')
+        for size in sizes:
+            w(f"{size} = T.int64()")
+        for p in parameters:
+            axes = ", ".join(p.shape) + ("," if len(p.shape) == 1 else "")
+            # Tensors may begin anywhere: without `align`, TVM takes them to be aligned to 64 bytes.
+            w(f'{p.name} = T.match_buffer({p.handle}, ({axes}), "{STORED[p.dtype]}", align={p.dtype.bytes})')
+
+
+def write_module(w: Writer) -> None:
+    """`kernel()`, which gives the function of the file in a module."""
+    w("\n")
+    with w.block("def kernel() -> tvm.IRModule:"):
+        w('return tvm.IRModule({"main": main})')
+
+
 @dataclass
 class Head:
     """Names and places of a kernel's parameters.
@@ -62,19 +96,9 @@ class Head:
         ]
         handles = {name: self.names.fresh(f"{name}_handle") for name, _, _ in parameters}
         sizes, plain, derived = self._sizes(parameters)
-        with w.block("def main("):
-            for handle in handles.values():
-                w(f"{handle}: T.handle,")
-        w(") -> None:")
+        given = [Parameter(name, handles[name], sizes[name], dtype) for name, dtype, _ in parameters]
+        write_signature(w, given, [*plain, *derived])
         with w.indented():
-            w('T.func_attr({"tirx.noalias": True})')
-            for name in [*plain, *derived]:
-                w(f"{name} = T.int64()")
-            for name, dtype, _ in parameters:
-                shape = sizes[name]
-                w(
-                    f'{name} = T.match_buffer({handles[name]}, ({", ".join(shape)}{"," * (len(shape) == 1)}), "{STORED[dtype]}")'
-                )
             for line in self._solved(plain, derived):
                 w(line)
 

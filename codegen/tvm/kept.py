@@ -14,12 +14,12 @@ from ringc.ir.elements import Elementwise
 from ringc.ir.ops.composite import Composite, expand
 from ringc.ir.ops.pointwise import Pointwise
 from ringc.ir.ops.reduce import Reduction
-from ringc.ir.ops.rows import Rope, Silu
+from ringc.ir.ops.rows import Rope
 from ringc.ir.ops.shape import Concat
 from ringc.ir.ops.source import SegmentIds
 from ringc.ir.ops.state import StateAppend
-from ringc.ir.symbols import evaluate, product, symbols_of
-from ringc.ir.types import StateType
+from ringc.ir.symbols import Dim, evaluate, product, symbols_of
+from ringc.ir.types import DType, StateType
 
 _ROW_BYTES = 16384
 """A row's intermediate larger than this is computed again rather than kept."""
@@ -85,14 +85,28 @@ def chosen_stages(body: Block) -> list[Value]:
 def _own_cost(op: Op) -> int:
     """About how many instructions an element takes; nothing for what moves elements."""
     match op:
-        case Silu():
-            return _COST["sigmoid"] + 1
         case Rope():
             return 6
         case Pointwise() if op.inputs():
-            return _COST.get(op.function, 1)
+            return int(op.element([0] * op.result.tensor.rank, lambda _operand, _at: 0, _Cost()))
         case _:
             return 0
+
+
+class _Cost:
+    """Element rules over costs: an expression is worth what computes it from what was read."""
+
+    def literal(self, _value: float, _dtype: DType) -> int:
+        return 0
+
+    def size(self, _dim: Dim) -> int:
+        return 0
+
+    def apply(self, function: str, *arguments: int) -> int:
+        return _COST.get(function, 1) + sum(arguments)
+
+    def cast(self, value: int, _dtype: DType) -> int:
+        return value + 1
 
 
 def _reads(op: Op, value: Value, kept: set[Value], reads: Mapping[Value, float]) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr
-from ringc.codegen.tvm.function import RESERVED, Head, argument_place
+from ringc.codegen.tvm.function import RESERVED, Head, argument_place, write_module
 from ringc.codegen.tvm.kept import chosen_stages, primitive
 from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.stages import Place, Stages, Target
@@ -56,12 +56,9 @@ def file_text(head: Head, body: Writer) -> str:
         w()
         w(f"from ringc.codegen.tvm.library import {', '.join(used)}")
     w("\n")
-    w("@T.prim_func(s_tir=True)")
     head.write(w)
     w(body.text())
-    w("\n")
-    with w.block("def kernel() -> tvm.IRModule:"):
-        w('return tvm.IRModule({"main": main})')
+    write_module(w)
     return w.text()
 
 

@@ -7,32 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from ringc.codegen.kernel import Kernel
+from ringc.codegen.tvm.function import Parameter, memory_shape, write_module, write_signature
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Op, Value
 from ringc.ir.symbols import Dim, symbols_of
-from ringc.ir.types import DType, StateType, TensorType, Type
+from ringc.ir.types import DType, TensorType
 
 LANES = 16
 """Lanes of a vector: 16 f32 fill an AVX-512 register; narrower machines take two or four instructions."""
 
-_DTYPES = {DType.F32: "float32", DType.F64: "float64", DType.I32: "int32", DType.I64: "int64", DType.BOOL: "bool"}
-
-
-def dtype_text(dtype: DType, kernel: Kernel) -> str:
-    """TVM's name of an element type.
-
-    Raises:
-        CodegenError: kernels on the CPU don't take it.
-    """
-    if dtype not in _DTYPES:
-        raise CodegenError(f"@{kernel.name}: kernels on the CPU compute in f32, and this one takes {dtype}")
-    return _DTYPES[dtype]
-
-
-def storage_shape(type: Type) -> tuple[Dim, ...]:
-    """The row-major shape of what a kernel is given."""
-    return (type.slots, *type.shape) if isinstance(type, StateType) else type.layout.memory_shape(type.shape)
+_DTYPES = (DType.F32, DType.F64, DType.I32, DType.I64, DType.BOOL)
+"""Element types that these kernels take."""
 
 
 class Script:
@@ -56,22 +42,20 @@ class Script:
         given = [*body.args, *(v for v in body.outputs if isinstance(v.type, TensorType))]
         types = [v.type for v in given] + list(self.kernel.workspace)
         names = [self.names[v] for v in given] + [f"workspace{i}" for i in range(len(self.kernel.workspace))]
-        out("@T.prim_func(s_tir=True)")
-        with out.block(f"def main({', '.join(f'{n}_: T.handle' for n in names)}):"):
-            out('T.func_attr({"tirx.noalias": True})')
-            shapes = [[self.size(d) for d in storage_shape(t)] for t in types]
-            for size in self._sizes.values():
-                out(f"{size} = T.int64()")
-            for name, type, shape in zip(names, types, shapes, strict=True):
-                axes = ", ".join(shape) + ("," if len(shape) == 1 else "")
-                # Tensors may begin anywhere: without `align`, TVM takes them to be aligned to 64 bytes.
-                dtype = dtype_text(type.dtype, self.kernel)
-                out(f'{name} = T.match_buffer({name}_, ({axes}), "{dtype}", align={type.dtype.bytes})')
+        for type in types:
+            if type.dtype not in _DTYPES:
+                raise CodegenError(
+                    f"@{self.kernel.name}: kernels on the CPU compute in f32, and this one takes {type.dtype}"
+                )
+        shapes = [[self.size(d) for d in memory_shape(t)] for t in types]
+        parameters = [
+            Parameter(name, f"{name}_handle", shape, type.dtype)
+            for name, shape, type in zip(names, shapes, types, strict=True)
+        ]
+        write_signature(out, parameters, list(self._sizes.values()))
+        with out.indented():
             yield
-        out()
-        out()
-        with out.block("def kernel() -> tvm.IRModule:"):
-            out('return tvm.IRModule({"main": main})')
+        write_module(out)
 
     def size(self, dim: Dim) -> str:
         """A size that is known, or a variable that TVM reads off the tensors. `B + 1` and `4*N` are variables of their own."""

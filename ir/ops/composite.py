@@ -28,10 +28,7 @@ class Composite(Op):
 
     def meaning(self) -> Block:
         """The decomposition as a block whose arguments are the inputs."""
-        taken = self.inputs()
-        block = Block([v.type for v in taken], [v.name for v in taken])
-        block.set_outputs(self.decompose(Builder(block), *block.args))
-        return block
+        return meaning_of(self)
 
     def reference(self, env: Env, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         from ringc.ir.interpret import run_block
@@ -45,14 +42,20 @@ class Composite(Op):
         return total
 
 
+def meaning_of(op: Op) -> Block:
+    """The decomposition of an operation that has one, as a block whose arguments are its inputs."""
+    inputs = op.inputs()
+    block = Block([v.type for v in inputs], [v.name for v in inputs])
+    block.set_outputs(op.decompose(Builder(block), *block.args))  # type: ignore[attr-defined] # `silu` has one, and is pointwise
+    return block
+
+
 def expand(b: Builder, op: Op) -> tuple[Value, ...]:
     """Write what an operation stands for, down to primitive operations; gives back the results. `op` itself is not inserted."""
     if not hasattr(op, "decompose"):
         return b.insert(op).results
-    inputs = op.inputs()
-    block = Block([v.type for v in inputs], [v.name for v in inputs])
-    block.set_outputs(op.decompose(Builder(block), *block.args))
-    mapping = dict(zip(block.args, inputs, strict=True))
+    block = meaning_of(op)
+    mapping = dict(zip(block.args, op.inputs(), strict=True))
     for inner in block.ops:
         mapping.update(zip(inner.results, expand(b, inner.clone(mapping)), strict=True))
     return tuple(mapping[v] for v in block.outputs)

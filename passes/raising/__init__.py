@@ -20,14 +20,14 @@ from ringc.passes.raising.projections import merge_projections
 from ringc.passes.rewrite import apply_rules
 from ringc.passes.target import Target
 
-ROWS = (*gates.RULES[:3], *norms.RULES)
+ROWS = (*gates.ROW_RULES, *norms.RULES)
 MIXERS = (
     *rope.RULES,
     *attention.RULES,
     *linear_attention.RULES,
     *routing.RULES,
     *experts.RULES,
-    gates.split_gate_and_up,
+    *gates.PRODUCT_RULES,
 )
 
 

@@ -72,4 +72,5 @@ def split_gate_and_up(op: Mul, r: Rewriter) -> None:
     r.replace(op, r(Mul(r(Silu(halves[0])), halves[1])))
 
 
-RULES = (sigmoid_quotient, silu, gate_first, split_gate_and_up)
+ROW_RULES = (sigmoid_quotient, silu, gate_first)
+PRODUCT_RULES = (split_gate_and_up,)

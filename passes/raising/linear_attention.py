@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ringc.ir.core import Block, Value
@@ -57,7 +58,7 @@ def linear_attention(op: Scan, r: Rewriter) -> None:
     need(len(op.xs) == 3, "rows that the recurrence doesn't take")
     q, k, v = (arguments[x] for x in (found.q, found.k, found.v))
     need(found.decay not in arguments, "the decay depends on the row")
-    slopes = _slopes(r, constants.get(found.decay, found.decay), int(q.shape[1]))
+    slopes = _slopes(r, found.decay, op.body, constants, int(q.shape[1]))
     q, scale = _scaled(q)
     made = r.insert(LinearAttention(q, k, v, slopes, read.state, read.slots, op.offsets, found.scale * scale))
     r.replace_values((rows, made.results[0]), (write.result, made.results[1]))
@@ -154,16 +155,25 @@ def _read_out(o: Value, new: Value, state: Value) -> tuple[Value, float]:
     return _row(inner), factor
 
 
-def _slopes(r: Rewriter, decay: Value, heads: int) -> Value:
-    """-log of the decay, f32[H]: what it is the exponential of, or the logarithm of constants."""
-    decay = _plain(decay)
-    exponent = _plain(decay.op.x) if isinstance(decay.op, Exp) else None
+def _slopes(r: Rewriter, decay: Value, body: Block, constants: Mapping[Value, Value], heads: int) -> Value:
+    """-log of the decay, f32[H]: what it is the exponential of, or the logarithm of constants.
+
+    The exponential and the sign may stand in the body or in front of the scan, whose `constants` are the body's arguments.
+    """
+
+    def outside(value: Value) -> Value:
+        value = _plain(value)
+        return _plain(constants.get(value, value))
+
+    decay = outside(decay)
+    exponent = outside(decay.op.x) if isinstance(decay.op, Exp) else None
     try:
         numbers = known_numbers(decay if exponent is None else exponent)
     except NoMatch:
         need(exponent is not None, "the decay is no exponential")
         assert exponent is not None
-        slopes = look(exponent, Neg).x
+        slopes = outside(look(exponent, Neg).x)
+        need(slopes.op not in body.ops and slopes not in body.args, "the slopes are computed in the body")
         need(slopes.type.dtype is DType.F32 and slopes.tensor.elements == heads, "not one slope for each head")
         return r(Reshape(slopes, (heads,)))
     if exponent is None:

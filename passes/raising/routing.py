@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from ringc.ir.core import Op, Value
 from ringc.ir.ops.index import Scatter, TakeAlong, TopK
-from ringc.ir.ops.pointwise import Add, Cast, Div, Eq, Le, Lt, Mul, Sigmoid, Where
+from ringc.ir.ops.pointwise import Add, Cast, Div, Eq, Le, Lt, Mul, Not, Sigmoid, Where
 from ringc.ir.ops.reduce import Max, Sum
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.rows import Softmax
@@ -37,6 +37,8 @@ def route(op: TopK, r: Rewriter) -> None:
     values, ids = op.results
     need(op.x.tensor.rank == 2, "not a choice for each token")
     biased, groups = _limited(m, op.x)
+    experts = int(biased.shape[1])
+    need(op.k <= groups.keep * experts // groups.groups, "more experts are chosen than the kept groups have")
     scores, bias = _without_bias(m, biased)
     kind, logits = _score(m, scores)
 
@@ -99,7 +101,8 @@ def _limited(m: Match, x: Value) -> tuple[Value, _Groups]:
         chosen, dropped, inverted = mask, 0.0, False
     else:
         return x, _Groups()
-    found, group_score = _kept_groups(m, _spread(m, chosen), inverted)
+    mask, inverted = _spread(m, chosen, inverted)
+    found, group_score = _kept_groups(m, mask, inverted)
     grouped, top = _group_score(m, group_score)
     *_, count, each = (0, 0, *grouped.shape)
     need(
@@ -128,10 +131,16 @@ def _scores_and_mask(kept: Value, mask: Value) -> tuple[Value, Value]:
     return kept, mask
 
 
-def _spread(m: Match, mask: Value) -> Value:
-    """The mask of groups [N, G] that a mask of [N, G, 1], or of each group's experts, is made of."""
+def _spread(m: Match, mask: Value, inverted: bool) -> tuple[Value, bool]:
+    """The mask of groups [N, G] that a mask of [N, G, 1], or of each group's experts, is made of; and whether it says what is dropped."""
     value, by_expert = mask, False
-    while isinstance(value.op, Reshape | Broadcast | Cast):
+    while True:
+        value = _truth(m, value)
+        if isinstance(value.op, Eq | Not) and _is_negation(value.op):
+            value, inverted = m.take(value, type(value.op)).inputs()[0], not inverted
+            continue
+        if not isinstance(value.op, Reshape | Broadcast):
+            break
         op = m.take(value, type(value.op))
         if isinstance(op, Broadcast):
             # Copies must run along the experts of a group: [N, G, 1] to [N, G, E/G].
@@ -143,7 +152,12 @@ def _spread(m: Match, mask: Value) -> Value:
         value = op.inputs()[0]
     need(value.tensor.rank == 2, "not one choice for each group")
     need(by_expert or mask.shape[:2] == value.shape[:2], "the mask of groups lies along another axis")
-    return value
+    return value, inverted
+
+
+def _is_negation(op: Eq | Not) -> bool:
+    """`not m`, or `m == 0`: masks are made of zeros and ones, `_kept_groups` takes no others."""
+    return isinstance(op, Not) or (is_number(op.b) and number(op.b) == 0)
 
 
 def _kept_groups(m: Match, mask: Value, inverted: bool) -> tuple[_Groups, Value]:

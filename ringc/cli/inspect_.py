@@ -87,16 +87,25 @@ def _show(artifact: Artifact, kernel: str, stage: str) -> None:
     if stage not in STAGES:
         raise UsageError(f"there is no stage '{stage}'", help=f"choose from source, ir, {', '.join(STAGES)}")
     ending, language = STAGES[stage]
-    if ending in entry["built"]:
-        _print(artifact.path(entry["built"][ending]).read_text(encoding="utf-8"), language)
+    kept = _kept(entry, ending)
+    for part, path in kept.items():
+        if len(kept) > 1:
+            _print(f"// ---- {part}", language)
+        _print(artifact.path(path).read_text(encoding="utf-8"), language)
+    if kept:
         return
     made = _made_now(artifact, kernel, entry, ending)
     if made is None:
-        there = ", ".join(s for s, (e, _) in STAGES.items() if e in entry["built"])
+        there = [s for s, (e, _) in STAGES.items() if _kept(entry, e) or (s == "asm" and entry["backend"] == "tvm")]
         raise UsageError(
-            f"the kernel {kernel} has no stage '{stage}'", help=f"it has source, ir{', ' + there if there else ''}"
+            f"the kernel {kernel} has no stage '{stage}'", help=f"it has {', '.join(['source', 'ir', *there])}"
         )
     _print(made, language)
+
+
+def _kept(entry: Any, ending: str) -> dict[str, str]:
+    """The files of a stage: one, or one for each configuration of the kernel's file, by the configuration's name."""
+    return {k.removesuffix(ending).lstrip("."): path for k, path in entry["built"].items() if k.endswith(ending)}
 
 
 def _made_now(artifact: Artifact, kernel: str, entry: Any, ending: str) -> str | None:
@@ -137,9 +146,10 @@ def _resources(artifact: Artifact, kernel: str | None) -> None:
         from ringc.codegen.inspect.resources import Resources
         from ringc.codegen.inspect.tables import resource_table
 
-        rows = [
-            (n, int(artifact.target["arch"]), Resources.from_dict(dict(e["resources"]))) for n, e in entries.items()
-        ]
+        used = {n: e["resources"] for n, e in entries.items()}
+        if kernel is not None:  # of a list, the most demanding configuration of each kernel is enough
+            used = entries[kernel]["launch"].get("configurations", used)
+        rows = [(n, int(artifact.target["arch"]), Resources.from_dict(dict(r))) for n, r in used.items()]
         console().print(resource_table(rows, title=f"resources of {artifact.name}"))
         return
     keys = sorted({k for e in entries.values() for k in e["resources"]})

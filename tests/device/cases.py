@@ -14,7 +14,7 @@ import torch
 
 from ringc.codegen.backend import run_source
 from ringc.codegen.emit import emit
-from ringc.codegen.inputs import _Inputs
+from ringc.codegen.inputs import Inputs
 from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.codegen.triton.jit import prepare_jit
 from ringc.ir.core import Env, Function, Value
@@ -97,7 +97,7 @@ def build(kernel: Kernel, folder: Path) -> tuple[Callable[..., None], dict[str, 
     return names["launch"], names
 
 
-class DeviceInputs(_Inputs):
+class DeviceInputs(Inputs):
     """Inputs whose floating-point numbers are drawn on the GPU; whole numbers from -1 to 1 where `integers_only` is set."""
 
     def __init__(self, function: Function, sizes: dict[str, int], seed: int, *, integers_only: bool) -> None:

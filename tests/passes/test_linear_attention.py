@@ -78,6 +78,29 @@ def test_bodies(outer, update, read_out):
     assert op.slopes.name == "slopes"
 
 
+INSIDE = {
+    "exponential inside": ("%n = neg(%slopes)\n%decay = reshape(%n) {shape = [2, 1, 1]}", "%lam = exp(%arg)"),
+    "sign and exponential inside": ("%decay = reshape(%slopes) {shape = [2, 1, 1]}", "%m = neg(%arg)\n%lam = exp(%m)"),
+}
+
+
+def decay_inside(outside: str, inside: str) -> str:
+    return layer(decay=outside, head=f"{HEAD.replace('%lam:', '%arg:')}\n{inside}")
+
+
+@pytest.mark.parametrize("case", INSIDE)
+def test_the_decay_is_computed_in_the_body(case):
+    assert found(decay_inside(*INSIDE[case])).slopes.name == "slopes"
+
+
+def test_slopes_that_only_the_body_knows():
+    outside, inside = INSIDE["sign and exponential inside"]
+    text = decay_inside(outside, inside.replace("neg(%arg)", "neg(%twice)")).replace(
+        "%m = neg", "%twice = add(%arg, %arg)\n%m = neg"
+    )
+    assert "scan" in counts(text)
+
+
 def test_scale_before_the_scan():
     text = layer(head=f"{C}\n%q0 = mul(%c, %q)\n{HEAD.replace('[%q, %k', '[%q0, %k')}", read_out="product, scaled o")
     assert found(text).scale == 0.25

@@ -57,6 +57,10 @@ MASKED = {
     "by expert": f"{DROP}\n%km = reshape(%kept) {{shape = [N, 4, 1]}}\n%ke = broadcast(%km) {{shape = [N, 4, 3]}}\n%kx = reshape(%ke) {{shape = [N, 12]}}\n"
     "%m = where(%kx, %b, %drop)",
     "negated": f"{DROP}\n%km = reshape(%kept) {{shape = [N, 4, 1]}}\n%kn = not(%km)\n%m3 = where(%kn, %drop, %grouped)\n%m = reshape(%m3) {{shape = [N, 12]}}",
+    "by expert, equal to zero": f"{DROP}\n%kn = cast(%kept) {{dtype = f32}}\n%km = reshape(%kn) {{shape = [N, 4, 1]}}\n%ke = broadcast(%km) {{shape = [N, 4, 3]}}\n"
+    "%kx = reshape(%ke) {shape = [N, 12]}\n%nil = constant() {value = [0.0], dtype = f32}\n%kz = eq(%kx, %nil)\n%m = where(%kz, %drop, %b)",
+    "by expert, above a half": f"{DROP}\n%kn = cast(%kept) {{dtype = f32}}\n%km = reshape(%kn) {{shape = [N, 4, 1]}}\n%ke = broadcast(%km) {{shape = [N, 4, 3]}}\n"
+    "%kx = reshape(%ke) {shape = [N, 12]}\n%some = constant() {value = [0.5], dtype = f32}\n%kz = gt(%kx, %some)\n%m = where(%kz, %b, %drop)",
     "broadcast": f"{DROP}\n%km = reshape(%kept) {{shape = [N, 4, 1]}}\n%ke = broadcast(%km) {{shape = [N, 4, 3]}}\n%m3 = where(%ke, %grouped, %drop)\n"
     "%m = reshape(%m3) {shape = [N, 12]}",
 }
@@ -207,6 +211,8 @@ NEAR = {
     "groups of other scores": chain().replace("%grouped = reshape(%b)", "%other = add(%b, %p)\n%grouped = reshape(%other)")
     .replace("where(%km, %grouped", "where(%km, %gb").replace("%km =", "%gb = reshape(%b) {shape = [N, 4, 3]}\n%km ="),
     "a mask of scattered zeros": chain().replace("[true]", "[false]").replace("[-inf]", "[-1.0]"),
+    "kept where the mask is zero": chain(masked="by expert, equal to zero").replace("where(%kz, %drop, %b)", "where(%kz, %b, %drop)"),
+    "more experts than the kept groups have": chain(dropped="-9.0").replace("topk(%m) {k = 4}", "topk(%m) {k = 7}").replace("[N, 4]}\nr", "[N, 7]}\nr"),
     "mean of the groups": chain(group_score="best").replace("max(%grouped)", "mean(%grouped)"),
 }  # fmt: skip
 
