@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
+FEWEST_TOKENS = 4
+"""Of the sequence that is cut into chunks."""
+
 
 def check(
-    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    artifact: Annotated[
+        Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
+    ],
     weights: Annotated[
         str, typer.Option(help="A checkpoint's folder, or random:SEED, for the whole model.")
     ] = "random:0",
@@ -19,10 +24,14 @@ def check(
 ) -> None:
     """Compare every kernel and the whole model with their meaning in double precision, on this machine."""
     from ringc.cli.console import bar, out, table
+    from ringc.errors import UsageError
     from ringc.runtime.artifact import open_artifact
     from ringc.runtime.check import check_kernels, check_model
 
     opened = open_artifact(artifact, allow_edited=allow_edited)
+    most = opened.manifest["max_positions"]
+    if not FEWEST_TOKENS <= tokens <= most:
+        raise UsageError(f"--tokens is {tokens}", help=f"use {FEWEST_TOKENS} to {most}, the positions of the model")
     with bar() as progress:
         found = check_kernels(opened, progress=progress)
         rows = [

@@ -16,7 +16,9 @@ def compile_spec(
     spec: Annotated[
         str, typer.Argument(help="A preset's name (see `ringc presets`) or a YAML file.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the artifact.", show_default=False, readable=False)
+    ],
     target: Annotated[str, typer.Option(help="cpu, torch, sm_80, sm_90 or sm_100.")] = "cpu",
     dump: Annotated[str, typer.Option(help="`all` keeps the IR after every pass.")] = "last",
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact of another model.")] = False,

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def explain(
-    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    artifact: Annotated[
+        Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
+    ],
     what: Annotated[str, typer.Argument(help="schedule")] = "schedule",
 ) -> None:
     """Say why an artifact is as it is: versions, crossovers, what each form costs, what lost and why."""

@@ -19,7 +19,9 @@ STAGES = {
 
 
 def inspect_artifact(
-    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    artifact: Annotated[
+        Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
+    ],
     kernel: Annotated[str | None, typer.Argument(help="A kernel's name, or `program`.", show_default=False)] = None,
     stage: Annotated[str, typer.Option(help="source, ir, ttir, ttgir, ptx, sass, llvm or asm.")] = "source",
     resources: Annotated[bool, typer.Option("--resources", help="Registers, spills, memory of the kernels.")] = False,
@@ -75,6 +77,8 @@ def _show(artifact: Artifact, kernel: str, stage: str) -> None:
     from ringc.errors import UsageError
 
     if kernel == "program":
+        if stage != "source":
+            raise UsageError("the program has its source alone", help="leave --stage out")
         _print(artifact.path("program.py").read_text(encoding="utf-8"), "python")
         return
     entry = _entry(artifact, kernel)

@@ -1,9 +1,8 @@
-"""The command line: every verb once, every kind of mistake, and how long `--help` takes."""
+"""The command line: every verb once, and how long `--help` takes."""
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -13,27 +12,7 @@ from pathlib import Path
 import pytest
 
 from ringc.model_defs import list_presets
-
-
-def ringc(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as a shell would."""
-    environment = {**os.environ, "COLUMNS": "140", "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "ringc", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        input=stdin,
-        errors="replace",
-    )
-
-
-def right(*arguments: str, stdin: str | None = None) -> str:
-    done = ringc(*arguments, stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.cli.support import right, ringc
 
 
 @pytest.fixture(scope="module")
@@ -182,49 +161,3 @@ def test_doctor_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RINGC_CACHE_DIR", str(tmp_path / "cache"))
     assert "0 kernels" in right("cache")
     assert "removed 0 kernels" in right("cache", "clear")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["compile", "ring-tinny", "-o", "{tmp}/a"], "ring-tiny"),
-        (["compile", "ring-tiny", "-o", "{tmp}/a", "--target", "sm_91"], "no target 'sm_91'"),
-        (["compile", "ring-tiny", "-o", "{tmp}/a", "--dump", "some"], "no dump 'some'"),
-        (["compile", "{tmp}/none.yaml", "-o", "{tmp}/a"], "none.yaml"),
-        (["compile", "ring-tiny", "-o", "/proc/nowhere/a", "--target", "torch"], "/proc/nowhere/a"),
-        (["run", "{tmp}/a", "--weights", "random:0", "--prompt", "x"], "no such folder"),
-        (["run", "{tiny}", "--weights", "random:0"], "one of --prompt and --prompt-ids"),
-        (["run", "{tiny}", "--weights", "random:0", "--prompt", ""], "the prompt is empty"),
-        (["run", "{tiny}", "--weights", "random:0", "--prompt", "x", "--top-p", "2"], "top_p is 2"),
-        (["run", "{tiny}", "--weights", "{tmp}/none", "--prompt", "x"], "no such folder"),
-        (["run", "{tiny}", "--weights", "random:0", "--prompt-ids", "{tmp}/words"], "'hello' is no token id"),
-        (["run", "{tiny}", "--weights", "random:0", "--prompt-ids", "{tmp}/large"], "999 is outside the vocabulary"),
-        (["run", "{tiny}", "--weights", "random:0", "--prompt-ids", "{tmp}/empty"], "holds no token ids"),
-        (
-            ["run", "{tiny}", "--weights", "random:0", "--prompt", "x", "--weights-dtype", "int4"],
-            "can't be kept in 'int4'",
-        ),
-        (["inspect", "{tiny}", "row_0"], "no kernel 'row_0'"),
-        (["inspect", "{tiny}", "row_1", "--stage", "ptx"], "has no stage 'ptx'"),
-        (["inspect", "{tiny}", "row_1", "--stage", "x"], "no stage 'x'"),
-        (["check", "{tmp}"], "manifest.json is missing"),
-        (["explain", "{tiny}", "everything"], "nothing to explain"),
-        (["opt", "{tmp}/words", "-p", "dce"], "words:1"),
-        (["opt", "{tmp}/words", "-p", "dance"], "no pass 'dance'"),
-        (["opt"], "a file is needed"),
-        (["opt", "{tmp}/none", "-p", "dce"], "can't be read"),
-        (["presets", "ring-tinny"], "ring-tiny"),
-        (["cache", "burn"], "can't 'burn'"),
-        (["import", "{tmp}", "--decay", "fast"], "decay"),
-    ],
-)
-def test_a_mistake_is_one_message(folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    (tmp_path / "words").write_text("hello")
-    (tmp_path / "large").write_text("1 999")
-    (tmp_path / "empty").write_text("[]")
-    done = ringc(*(a.format(tmp=tmp_path, tiny=folder) for a in arguments))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error[RC0")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "large", "words"]
