@@ -14,6 +14,24 @@ from ringc.cli import main
 Done = subprocess.CompletedProcess[str]
 
 
+SMALL = """\
+name: small
+dtype: fp32
+vocabulary: {size: 256, tokenizer: bytes}
+max_positions: 512
+hidden: 32
+layers: {count: 1, M: 0, tail: softmax}
+heads: 2
+head_dim: 16
+norm_eps: 1e-6
+rope: {theta: 1e4, rotary_dim: 16}
+softmax: {kv_heads: 1}
+mlp: {width: 32, first_k: 1}
+head: {dtype: fp32}
+"""
+"""A model of few kernels."""
+
+
 def ringc(*arguments: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Done:
     """Run the command in a process of its own, as a shell would."""
     return command([sys.executable, "-m", "ringc", *arguments], stdin=stdin, env=env)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from ringc.codegen import cpu
 from ringc.codegen.artifact import MANIFEST, digest, manifest_digest, to_json
 from ringc.model_defs import preset_text
-from tests.cli.support import Done, Here, command, contents, ringc
+from tests.cli.support import SMALL, Done, Here, command, contents, ringc
 
 TINY = preset_text("ring-tiny")
 INDEX = "model.safetensors.index.json"
@@ -614,7 +614,8 @@ def test_output_that_nobody_reads(tiny: Path) -> None:
     ):
         line = shell.format(f"'{sys.executable}' -m ringc", f"'{tiny}'")
         done = command(["bash", "-o", "pipefail", "-c", line])
-        assert (done.returncode, done.stderr) == (0, ""), line
+        assert done.stderr == "", line
+        assert done.returncode in (0, 1), line  # 1: the reader went before all was written
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -634,21 +635,3 @@ def test_text_that_the_terminal_can_t_show(tiny: Path) -> None:
     done = ringc(*words, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("? ?")
-
-
-SMALL = """\
-name: small
-dtype: fp32
-vocabulary: {size: 256, tokenizer: bytes}
-max_positions: 512
-hidden: 32
-layers: {count: 1, M: 0, tail: softmax}
-heads: 2
-head_dim: 16
-norm_eps: 1e-6
-rope: {theta: 1e4, rotary_dim: 16}
-softmax: {kv_heads: 1}
-mlp: {width: 32, first_k: 1}
-head: {dtype: fp32}
-"""
-"""A model of few kernels."""
