@@ -16,13 +16,16 @@ def check(
         Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
     ],
     weights: Annotated[
-        str, typer.Option(help="A checkpoint's folder, or random:SEED, for the whole model.")
+        str, typer.Option(help="A checkpoint's folder, or random:SEED, for the whole model.", metavar="DIR|random:SEED")
     ] = "random:0",
     kernels_only: Annotated[bool, typer.Option("--kernels", help="Check the kernels, not the whole model.")] = False,
     tokens: Annotated[int, typer.Option(help="Tokens of the longest sequence of the whole-model check.")] = 40,
     allow_edited: Annotated[bool, typer.Option("--allow-edited", help="Check kernels that were edited.")] = False,
 ) -> None:
-    """Compare every kernel and the whole model with their meaning in double precision, on this machine."""
+    """Compare kernels and model with the fp64 reference.
+
+    Every kernel and then the whole model run on this machine, on random inputs and with the given weights.
+    """
     from ringc.cli.console import bar, out, table
     from ringc.errors import UsageError
     from ringc.runtime.artifact import open_artifact

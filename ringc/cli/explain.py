@@ -19,7 +19,10 @@ def explain(
     ],
     what: Annotated[str, typer.Argument(help="schedule")] = "schedule",
 ) -> None:
-    """Say why an artifact is as it is: versions, crossovers, what each form costs, what lost and why."""
+    """Say which forms were chosen for which sizes, and why.
+
+    Shows the versions of each entry point, the crossovers, what each form costs, what lost and why.
+    """
     from ringc.errors import UsageError
     from ringc.passes.target import target
     from ringc.runtime.artifact import open_artifact

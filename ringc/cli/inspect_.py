@@ -26,7 +26,7 @@ def inspect_artifact(
     stage: Annotated[str, typer.Option(help="source, ir, ttir, ttgir, ptx, sass, llvm or asm.")] = "source",
     resources: Annotated[bool, typer.Option("--resources", help="Registers, spills, memory of the kernels.")] = False,
 ) -> None:
-    """List the kernels of an artifact, or show one of them at any stage of its making."""
+    """List an artifact's kernels, or show one at any stage."""
     from ringc.runtime.artifact import open_artifact
 
     opened = open_artifact(artifact, allow_edited=True, any_machine=True)

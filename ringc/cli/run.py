@@ -20,7 +20,9 @@ def run(
     artifact: Annotated[
         Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
     ],
-    weights: Annotated[str, typer.Option(help="A checkpoint's folder, or random:SEED.", show_default=False)],
+    weights: Annotated[
+        str, typer.Option(help="A checkpoint's folder, or random:SEED.", show_default=False, metavar="DIR|random:SEED")
+    ],
     prompt: Annotated[str | None, typer.Option(help="Text to continue.", show_default=False)] = None,
     prompt_ids: Annotated[
         Path | None,
@@ -32,7 +34,7 @@ def run(
     top_p: Annotated[float, typer.Option(help="Only the most likely tokens of this total probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.", show_default=False)] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End at this text; may be given again.", show_default=False)
+        list[str] | None, typer.Option(help="End at this text; may be given again.", show_default=False, metavar="TEXT")
     ] = None,
     weights_dtype: Annotated[
         str, typer.Option(help="bf16 halves the weights' memory, at a cost in time; or model.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ringc.codegen.cache import Cache
 from ringc.model_defs import list_presets
 from tests.cli.support import right, ringc
 
@@ -24,6 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+VERBS = ("compile", "run", "inspect", "check", "explain", "opt", "import", "presets", "schema", "doctor", "cache")
+
+
 def test_help_is_quick() -> None:
     text, walls, processors = "", [], []
     for _ in range(5):
@@ -33,22 +38,18 @@ def test_help_is_quick() -> None:
         walls.append(time.perf_counter() - start)
         processors.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     print(f"ringc --help: {min(walls):.3f} s by the clock, {min(processors):.3f} s of a processor (best of 5)")
-    for verb in (
-        "compile",
-        "run",
-        "inspect",
-        "check",
-        "explain",
-        "opt",
-        "import",
-        "presets",
-        "schema",
-        "doctor",
-        "cache",
-    ):
+    for verb in VERBS:
         assert f"  {verb} " in text
     # The processor's time: the clock's depends on what else runs. On an idle machine they are the same.
     assert min(processors) < 0.5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str) -> None:
+    text = right(verb, "--help", env={"COLUMNS": "80"})
+    assert f"{verb} [OPTIONS]" in text
+    line = next(line for line in right("--help", env={"COLUMNS": "80"}).splitlines() if line.startswith(f"  {verb} "))
+    assert line.endswith(".") and not line.endswith("...")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -73,6 +74,22 @@ def test_run_streams_text_and_says_how_fast(folder: Path) -> None:
     assert done.stdout.startswith("hello")
     assert "[6 tokens in, 5 out" in done.stderr  # the prompt and what begins a text
     assert "tokens/s]" in done.stderr
+
+
+def test_text_comes_as_it_is_made(folder: Path) -> None:
+    """Not all at once at the end, although nobody sits at a terminal."""
+    words = ["run", str(folder), "--weights", "random:0", "--prompt", "hello", "--max-new-tokens", "30"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ringc", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+    )
+    assert process.stdout is not None
+    pieces = []
+    while piece := os.read(process.stdout.fileno(), 1 << 16):
+        pieces.append(piece)
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert b"".join(pieces).startswith(b"hello")
+    assert len(pieces) >= 5
 
 
 def test_run_of_ids_prints_ids(folder: Path, tmp_path: Path) -> None:
@@ -156,8 +173,31 @@ def test_import_makes_a_spec(tmp_path: Path) -> None:
     assert "LlamaForCausalLM" in done.stderr
 
 
-def test_doctor_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "sm_90" in right("doctor")
-    monkeypatch.setenv("RINGC_CACHE_DIR", str(tmp_path / "cache"))
-    assert "0 kernels" in right("cache")
-    assert "removed 0 kernels" in right("cache", "clear")
+PTXAS = """#!/bin/sh
+echo 'ptxas: NVIDIA (R) Ptx optimizing assembler'
+echo 'Cuda compilation tools, release {0}, V{0}.20'
+echo 'Build cuda_{0}.r{0}/compiler.1_0'
+"""
+
+
+@pytest.mark.parametrize(("release", "is_bad"), [("12.8", True), ("13.5", False)])
+def test_doctor_says_what_works_and_which_assembler_does_not(tmp_path: Path, release: str, is_bad: bool) -> None:
+    pytest.importorskip("triton")
+    (tmp_path / "ptxas").write_text(PTXAS.format(release))
+    (tmp_path / "ptxas").chmod(0o755)
+    lines = right("doctor", env={"TRITON_PTXAS_PATH": str(tmp_path / "ptxas")}).splitlines()
+    rows = {words[0]: words[1:] for line in lines if len(words := line.split()) > 1}
+    assert rows["torch"][:2] == ["yes", "yes"]
+    assert rows["sm_90"][0] == ("badly" if is_bad else "yes")
+    assert f"ptxas {release}.20 (environment)" in " ".join(rows["sm_90"])
+    assert any(line.startswith("error (sm_90): ") for line in lines) == is_bad
+    assert any(line.startswith("no combination of these versions is known to be bad") for line in lines) != is_bad
+
+
+def test_the_cache_is_counted_and_cleared(tmp_path: Path) -> None:
+    own = {"RINGC_CACHE_DIR": str(tmp_path / "cache")}
+    assert f"{tmp_path / 'cache'}: 0 kernels, 0 bytes" in right("cache", env=own)
+    Cache(tmp_path / "cache").put("ab" * 32, {".ll": b"x" * 1000})
+    assert ": 1 kernel, " in right("cache", "size", env=own)
+    assert "removed 1 kernel, " in right("cache", "clear", env=own)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
