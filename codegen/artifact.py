@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ringc.errors import ArtifactError, Place
+from ringc.errors import ArtifactError, Place, reason
 
 FORMAT_VERSION = 1
 """Raised when an older runtime could misread what a newer compiler writes."""
@@ -45,7 +45,7 @@ def digest(data: bytes) -> str:
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """The hash of everything in a manifest but its own hash."""
     rest = {k: v for k, v in manifest.items() if k != "sha256"}
-    return digest(to_json(rest).encode())
+    return digest(to_json(rest).encode("utf-8", "surrogatepass"))
 
 
 def write_artifact(
@@ -88,10 +88,13 @@ def write_artifact(
 
 def check_target(folder: Path, name: str, *, force: bool = False) -> None:
     """Raise now, before any work, what `write_artifact` would raise about the folder at the end."""
-    _check_target(folder, name, force)
-    above = next((p for p in (folder, *folder.parents) if p.exists()), Path())
+    try:
+        _check_target(folder, name, force)
+        above = next((p for p in (folder, *folder.parents) if p.exists()), Path())
+    except OSError as error:  # a name too long, a folder that can't be read
+        raise _explain(error, folder) from error
     if not above.is_dir():
-        raise ArtifactError(f"{above} is not a folder", place=Place(folder))
+        raise ArtifactError(f"{above} is not a folder", place=Place(folder), help="choose another folder with -o")
     if not os.access(above if above != folder else folder.parent, os.W_OK):
         raise ArtifactError(
             "the folder can't be written: permission denied", place=Place(folder), help="choose another with -o"
@@ -110,7 +113,7 @@ def _check_target(folder: Path, name: str, force: bool) -> None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         there = manifest["name"] if "format_version" in manifest else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         there = None
     if there is None:
         raise ArtifactError(
@@ -128,9 +131,20 @@ def _check_target(folder: Path, name: str, force: bool) -> None:
 
 def _replace(made: Path, folder: Path) -> None:
     """Put the new folder where the old one may be; the old one is there until the new one is complete."""
-    if not folder.exists():
-        made.rename(folder)
-        return
+    for tries_left in (3, 2, 1, 0):
+        try:
+            if folder.exists():
+                _swap(made, folder)
+            else:
+                made.rename(folder)
+            return
+        except OSError as error:
+            # Another compile into this folder was quicker: its artifact is now the old one.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not tries_left:
+                raise
+
+
+def _swap(made: Path, folder: Path) -> None:
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
     folder.rename(old / folder.name)
     try:
@@ -153,7 +167,6 @@ def _explain(error: OSError, folder: Path) -> ArtifactError:
         return ArtifactError(
             "no space left on the disk", place=Place(folder), help="free some, or choose another folder with -o"
         )
-    reason = (error.strerror or str(error)).lower()
     return ArtifactError(
-        f"can't write the artifact: {reason}", place=Place(folder), help="choose another folder with -o"
+        f"can't write the artifact: {reason(error)}", place=Place(folder), help="choose another folder with -o"
     )

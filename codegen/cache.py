@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringc.errors import ToolchainError
+from ringc.errors import Place, ToolchainError, reason
 
 #: Raised when the layout of an entry or the meaning of its members changes: old entries are then never looked up.
 SCHEMA_VERSION = 2
@@ -67,13 +67,11 @@ def default_cache_dir() -> Path:
     """`$RINGC_CACHE_DIR`, or `~/.cache/ringc` where that is unset or empty.
 
     Raises:
-        ToolchainError: the variable is unset and there is no home folder.
+        ToolchainError: there is no home folder for what the variable says, or for the default.
     """
     named = os.environ.get("RINGC_CACHE_DIR")
-    if named:
-        return Path(named).expanduser()
     try:
-        return Path.home() / ".cache" / "ringc"
+        return Path(named).expanduser() if named else Path.home() / ".cache" / "ringc"
     except RuntimeError as error:
         raise ToolchainError(
             "there is no home folder for the kernel cache", help="set RINGC_CACHE_DIR to a folder"
@@ -147,6 +145,19 @@ class Cache:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
 
+    def check_writable(self) -> None:
+        """Raise now, before any compiling, what `put` would raise about the folder.
+
+        Raises:
+            ToolchainError: the folder can't be made or written.
+        """
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(prefix=".writing-", dir=self._root):
+                pass
+        except OSError as error:
+            raise _explain(error, self._root, "write") from error
+
     def keys(self) -> Iterator[str]:
         """The keys of all entries, in no particular order."""
         for path in self._entries():
@@ -218,13 +229,14 @@ def _unpack(blob: bytes) -> dict[str, bytes] | None:
 
 
 def _explain(error: OSError, path: Path, action: str) -> ToolchainError:
-    reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ToolchainError(
-            f"no space left for the kernel cache in {path}",
+            "no space left for the kernel cache",
+            place=Place(path),
             help="free some space, run `ringc cache clear`, or set RINGC_CACHE_DIR to a folder on another disk",
         )
     return ToolchainError(
-        f"can't {action} the kernel cache at {path}: {reason}",
+        f"can't {action} the kernel cache: {reason(error)}",
+        place=Place(path),
         help="set RINGC_CACHE_DIR to a folder that you may write",
     )

@@ -222,9 +222,9 @@ def parse_dim(text: str) -> Dim:
             case ast.Call(func=ast.Name(id="max" | "min" as name), args=[_, *_] as args):
                 return _as_dim((sympy.Max if name == "max" else sympy.Min)(*(visit(a) for a in args)))
             case _:
-                raise IRError(f"'{text}' is no size", help="write integers and names combined with + - * //")
+                raise IRError(f"'{text[:40]}' is no size", help="write integers and names combined with + - * //")
 
     try:
         return visit(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise IRError(f"'{text}' is no size", help="write integers and names combined with + - * //") from None
+        raise IRError(f"'{text[:40]}' is no size", help="write integers and names combined with + - * //") from None

@@ -77,7 +77,8 @@ class _Parser:
         line = self.text.count("\n", 0, at) + 1
         start = self.text.rfind("\n", 0, at) + 1
         shown = self.text[start:].split("\n", 1)[0]
-        raise IRError(message, place=Place(self.file, line, at - start + 1, shown), help=help)
+        place = Place(self.file, line, at - start + 1, shown)
+        raise IRError(message, place=place, help=help or "docs/ir.md shows the text form by example")
 
     def skip(self) -> None:
         found = _SPACE.match(self.text, self.at)

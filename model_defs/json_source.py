@@ -34,6 +34,19 @@ class JsonFile:
         return Place(self.path, line + 1, column + 1, shown, len(key) + 2)
 
 
+class _GivenTwice(ValueError):
+    """An object has two entries of one key: which of them is meant can't be known."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise _GivenTwice(key)
+        made[key] = value
+    return made
+
+
 def read_json(path: Path) -> JsonFile:
     """Reads a JSON file that holds one object.
 
@@ -63,13 +76,21 @@ def read_json(path: Path) -> JsonFile:
             f"'{path.name}' is not UTF-8 text", place=Place(path), help="fetch the checkpoint again"
         ) from None
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         line = text.split("\n")[error.lineno - 1].rstrip()
         shown = line.replace("\t", " ") if len(line) <= _MAX_TEXT and line.replace("\t", " ").isprintable() else None
         place = Place(path, error.lineno, error.colno, shown)
         raise CheckpointError(
             f"'{path.name}' is not valid JSON: {error.msg}", place=place, help="fetch the checkpoint again"
+        ) from None
+    except _GivenTwice as error:
+        lines = text.split("\n")
+        found = JsonFile(path, lines, {}, _top_keys(text))
+        raise CheckpointError(
+            f"'{path.name}' gives the key {error.args[0]!r} twice",
+            place=found.place(error.args[0]),
+            help="keep one of them",
         ) from None
     except (ValueError, RecursionError):
         raise CheckpointError(

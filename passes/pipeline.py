@@ -58,10 +58,8 @@ def _configured(cls: type[Pass], options: str) -> Pass:
     for option in filter(None, (o.strip() for o in options.split(","))):
         name, _, text = (part.strip() for part in option.partition("="))
         if name not in fields:
-            raise PassError(
-                f"pass {cls.name} has no option '{name}'",
-                help=did_you_mean(name, fields) or f"it has {', '.join(fields) or 'none'}",
-            )
+            known = f"its options: {', '.join(fields)}" if fields else "it has none"
+            raise PassError(f"pass {cls.name} has no option '{name}'", help=did_you_mean(name, fields) or known)
         values[name] = _value(cls, name, str(fields[name].type), text)
     return cls(**values)
 
@@ -78,4 +76,6 @@ def _value(cls: type[Pass], name: str, kind: str, text: str) -> object:
             case _:
                 return text
     except (KeyError, ValueError):
-        raise PassError(f"pass {cls.name}: {name}={text} is no {kind}") from None
+        raise PassError(
+            f"pass {cls.name}: {name}={text} is no {kind}", help="`ringc opt --list` shows the options"
+        ) from None

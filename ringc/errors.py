@@ -13,6 +13,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
+_SHOWN = 160
+"""Columns of an offending line that are printed."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -32,9 +35,12 @@ class Place:
         if self.text is None or self.line is None:
             return []
         gutter = " " * len(str(self.line))
-        shown = [f" {gutter} |", f" {self.line} | {self.text}"]
+        # Of a line that fills screens, the part around the column.
+        start = 0 if self.column is None or self.column < _SHOWN else self.column - _SHOWN // 2
+        shown = [f" {gutter} |", f" {self.line} | {self.text[start : start + _SHOWN]}"]
         if self.column is not None:
-            shown.append(f" {gutter} | {' ' * (self.column - 1)}{'^' * max(self.width, 1)}")
+            carets = "^" * min(max(self.width, 1), _SHOWN)
+            shown.append(f" {gutter} | {' ' * (self.column - 1 - start)}{carets}")
         return shown
 
 
@@ -69,6 +75,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """`did you mean 'x'?` for the nearest known word, or None when nothing is near."""
     near = get_close_matches(word, list(known), n=1)
     return f"did you mean '{near[0]}'?" if near else None
+
+
+def reason(error: OSError | UnicodeError | ValueError | RecursionError) -> str:
+    """Why a file can't be read or written, in a few words."""
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    if isinstance(error, UnicodeError):
+        return "it is no UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error).partition(";")[0][:200]
 
 
 class UsageError(RingcError):

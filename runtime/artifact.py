@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ringc.codegen import cpu
-from ringc.codegen.artifact import FORMAT_VERSION, MANIFEST, digest, manifest_digest
-from ringc.errors import ArtifactError, Place
-
-_REMEDY = "compile it again with `ringc compile`"
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "name": str, "sha256": str, "spec": dict, "facts": dict, "vocabulary": dict, "max_positions": int, "target": dict, "tools": dict,
-    "entries": dict, "states": dict, "prepare": dict, "kernels": dict, "files": dict, "input": str, "module": str,
-    "ignored_tensors": list,
-}  # fmt: skip
+from ringc.codegen.artifact import MANIFEST, digest
+from ringc.errors import ArtifactError, Place, reason
+from ringc.runtime.manifest import REMEDY, read_manifest
 
 
 @dataclass(frozen=True)
@@ -72,11 +65,12 @@ def open_artifact(folder: str | Path, *, allow_edited: bool = False, any_machine
         ArtifactError: there is none, it is damaged or edited, of another format version, or for another machine.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     edited = _check_files(folder, manifest)
     if edited and not allow_edited:
         names = ", ".join(sorted(edited)[:3]) + (f" and {len(edited) - 3} more" if len(edited) > 3 else "")
-        what = "kernel was" if all(n.startswith("kernels/") for n in edited) and len(edited) == 1 else "files were"
+        thing = "kernel" if all(n.startswith("kernels/") for n in edited) else "file"
+        what = f"{thing} was" if len(edited) == 1 else f"{thing}s were"
         raise ArtifactError(
             f"{len(edited)} {what} edited since the compile: {names}",
             place=Place(folder / min(edited)),
@@ -85,41 +79,6 @@ def open_artifact(folder: str | Path, *, allow_edited: bool = False, any_machine
     if not any_machine:
         _check_machine(folder, manifest["target"])
     return Artifact(folder, manifest, frozenset(edited))
-
-
-def _read_manifest(folder: Path) -> Mapping[str, Any]:
-    path = folder / MANIFEST
-    place = Place(path)
-    if not folder.is_dir():
-        raise ArtifactError(
-            "there is no such folder", place=Place(folder), help="make one with `ringc compile SPEC -o DIR`"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(
-            "the folder holds no artifact: manifest.json is missing", place=Place(folder), help=_REMEDY
-        ) from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(f"the manifest can't be read: {error}", place=place, help=_REMEDY) from error
-    except json.JSONDecodeError as error:
-        place = Place(path, error.lineno, error.colno)
-        raise ArtifactError(f"the manifest is no JSON: {error.msg.lower()}", place=place, help=_REMEDY) from error
-    if not isinstance(manifest, dict) or "format_version" not in manifest:
-        raise ArtifactError("the manifest says no format_version", place=place, help=_REMEDY)
-    version = manifest["format_version"]
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"the artifact has format version {version}, and this ringc reads {FORMAT_VERSION}",
-            place=place,
-            help=_REMEDY,
-        )
-    for key, kind in _KINDS.items():
-        if not isinstance(manifest.get(key), kind):
-            raise ArtifactError(f"the manifest's '{key}' is missing or of the wrong type", place=place, help=_REMEDY)
-    if manifest["sha256"] != manifest_digest(manifest):
-        raise ArtifactError("the manifest was changed since the compile: its hash differs", place=place, help=_REMEDY)
-    return manifest
 
 
 def _check_files(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
@@ -134,14 +93,13 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> set[str]:
         try:
             data = path.read_bytes()
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             raise ArtifactError(
-                f"a file of the artifact can't be read: {reason}", place=Place(path), help=_REMEDY
+                f"a file of the artifact can't be read: {reason(error)}", place=Place(path), help=REMEDY
             ) from error
         if digest(data) == expected:
             continue
         if not name.endswith(".py"):
-            raise ArtifactError(f"{name} is damaged: its hash differs", place=Place(path), help=_REMEDY)
+            raise ArtifactError(f"{name} is damaged: its hash differs", place=Place(path), help=REMEDY)
         edited.add(name)
     return edited
 
@@ -155,7 +113,7 @@ def _check_machine(folder: Path, target: Mapping[str, Any]) -> None:
             raise ArtifactError(
                 f"the artifact is for {needs['architecture']} processors, and this one is {here}",
                 place=place,
-                help=_REMEDY,
+                help=REMEDY,
             )
         missing = cpu.missing_features(tuple(needs["features"]))
         if missing:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +35,8 @@ class Loader(Protocol):
     def bind(self, launch: Launcher, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
         """A launch on tensors that stay where they are, as cheap to call as the back end allows."""
 
+
+_EDITED = "mend the edited file, or compile the artifact again"
 
 LOADERS = {
     "torch": "ringc.runtime.backends:TorchLoader",
@@ -68,28 +72,40 @@ class TorchLoader:
         self.device = torch.device("cpu")
 
     def load(self, artifact: Artifact, name: str, entry: Mapping[str, Any]) -> Launcher:
-        launch: Launcher = run_file(artifact, entry["source"])["launch"]
+        launch: Launcher = run_file(artifact, entry["source"], defines=("launch",))["launch"]
         return launch
 
     def bind(self, launch: Launcher, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
         return functools.partial(launch, *tensors)
 
 
-def run_file(artifact: Artifact, name: str) -> dict[str, Any]:
-    """The names that a Python file of an artifact defines.
+def run_file(artifact: Artifact, name: str, *, defines: Iterable[str] = ()) -> dict[str, Any]:
+    """The names that a Python file of an artifact defines, `defines` among them.
 
     Raises:
-        ArtifactError: it is no valid Python, as an edited file may be.
+        ArtifactError: it is no valid Python, or lacks one of the names, as an edited file may.
     """
     path = artifact.path(name)
     names: dict[str, Any] = {"__name__": f"ringc_artifact_{path.stem}", "__file__": str(path)}
     try:
         code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
         exec(code, names)  # noqa: S102 - an artifact holds code, and its hashes were checked
-    except (SyntaxError, NameError, ImportError, AttributeError, TypeError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        raise ArtifactError(f"{name} can't be loaded: {error}", place=Place(path, line)) from error
+    except Exception as error:
+        raise ArtifactError(
+            f"{name} can't be loaded: {error!r}", place=Place(path, _line_of(error, path)), help=_EDITED
+        ) from error
+    lost = [wanted for wanted in defines if wanted not in names]
+    if lost:
+        raise ArtifactError(f"{name} doesn't define {lost[0]}", place=Place(path), help=_EDITED)
     return names
+
+
+def _line_of(error: BaseException, path: Path) -> int | None:
+    """The line of a file in which an error arose, if it did in this file."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return lines[-1] if lines else None
 
 
 class Kernels:

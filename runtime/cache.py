@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Cache:
         self.max_len = max_len
         shapes = {name: _shape(s["shape"], max_len) for name, s in states.items()}
         dtypes = {name: DTYPES[s["dtype"]] for name, s in states.items()}
-        needed = sum(batch_size * torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in shapes.items())
+        needed = sum(batch_size * prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())
         help = "use a shorter max_len or fewer slots"
         check_memory(needed, device, f"caches of {batch_size} x {max_len} tokens", help)
         # Zeros: a sequence starts from the empty state, and what masks multiply by 0 must not be NaN.

@@ -80,7 +80,7 @@ class Model(torch.nn.Module):
             narrow=weights_dtype,
             progress=progress,
         )
-        program = run_file(artifact, "program.py")
+        program = run_file(artifact, "program.py", defines=manifest["entries"])
         self._programs: dict[str, Callable[..., None]] = {name: program[name] for name in manifest["entries"]}
         self._arguments = {
             name: [argument for argument, _ in versions[0]["inputs"]] for name, versions in manifest["entries"].items()

@@ -41,7 +41,8 @@ def sample(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator 
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    scaled = logits.float() / sampling.temperature
+    # The largest is 0, in double precision: the smallest temperature makes no NaN then.
+    scaled = ((logits.double() - logits.double().amax(-1, keepdim=True)) / sampling.temperature).float()
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         ordered[:, sampling.top_k :] = float("-inf")

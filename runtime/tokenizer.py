@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from ringc.errors import CheckpointError, Place, ToolchainError
 
+_ANOTHER = "download the checkpoint's tokenizer.json anew, or give --prompt-ids"
+
 
 class Tokenizer(Protocol):
     """What `ringc run` needs of a tokenizer."""
@@ -55,6 +57,7 @@ class FileTokenizer:
     """A tokenizer.json, by Hugging Face's `tokenizers`."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             from tokenizers import Tokenizer as Loaded
         except ImportError as error:
@@ -62,10 +65,15 @@ class FileTokenizer:
         try:
             self._tokenizer = Loaded.from_file(str(path))
         except Exception as error:  # tokenizers raises no narrower class
-            raise CheckpointError(f"the tokenizer can't be read: {error}", place=Place(path)) from error
+            raise CheckpointError(f"the tokenizer can't be read: {error}", place=Place(path), help=_ANOTHER) from error
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # as above; a vocabulary without a token for what it doesn't know
+            raise CheckpointError(
+                f"the tokenizer can't encode the text: {error}", place=Place(self.path), help=_ANOTHER
+            ) from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
@@ -102,14 +110,20 @@ def find_tokenizer(vocabulary: Mapping[str, Any], weights: str | Path | None, ar
     """The tokenizer of an artifact: bytes, or the tokenizer.json beside the weights.
 
     Raises:
-        CheckpointError: the spec wants a checkpoint's tokenizer, and there is none.
+        CheckpointError: the spec wants a checkpoint's tokenizer, and there is none, or no checkpoint.
     """
     if vocabulary["tokenizer"] == "bytes":
         return ByteTokenizer()
     folders = [artifact]
     if weights is not None and not str(weights).startswith("random:"):
         path = Path(weights)
-        folders.insert(0, path if path.is_dir() else path.parent)
+        try:
+            is_there, is_folder = path.exists(), path.is_dir()
+        except OSError:  # a name too long
+            is_there = is_folder = False
+        if not is_there:
+            raise CheckpointError("there is no such checkpoint", place=Place(path), help="give the checkpoint's folder")
+        folders.insert(0, path if is_folder else path.parent)
     for folder in folders:
         if (folder / "tokenizer.json").is_file():
             return FileTokenizer(folder / "tokenizer.json")

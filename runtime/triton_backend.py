@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ringc.codegen.triton.jit import prepare_jit
-from ringc.errors import ArtifactError, Place
 
 if TYPE_CHECKING:
     from ringc.codegen.triton.interpret import InterpreterWorker
@@ -51,12 +50,7 @@ class TritonLoader:
         if self._interpret:
             worker = self._interpreter()
             return lambda *tensors: _ignore(worker.run(path, *tensors))
-        launch = run_file(artifact, entry["source"]).get("launch")
-        if not callable(launch):
-            raise ArtifactError(
-                f"kernel {name} has no function launch", place=Place(path), help="compile the artifact again"
-            )
-        found: Launcher = launch
+        found: Launcher = run_file(artifact, entry["source"], defines=("launch",))["launch"]
         return found
 
     def bind(self, launch: Launcher, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:

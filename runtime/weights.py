@@ -18,15 +18,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ringc.codegen.packing import read_part, storage_shape, write_part
-from ringc.errors import CheckpointError, Place, UsageError, did_you_mean
+from ringc.errors import CheckpointError, Place, UsageError, did_you_mean, reason
 from ringc.runtime.execute import DTYPES
 from ringc.runtime.memory import available_bytes, check_memory
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+_DOWNLOAD = "download it, or the checkpoint anew"
+_GIVE_FOLDER = "give the folder that holds the safetensors files"
+
 Weights = str | Path | Mapping[str, torch.Tensor]
 """A checkpoint's folder or file, `random:SEED`, or tensors by published name."""
+
+_QUANTIZED = "use the checkpoint in bf16: quantized weights aren't read"
 
 Progress = Callable[[int, int], None]
 """Told how many published tensors are loaded, and how many there are."""
@@ -175,7 +180,7 @@ def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str
     text = str(weights)
     if text.startswith("random:"):
         seed = text.removeprefix("random:")
-        if not seed.isdecimal():
+        if not seed.isdecimal() or len(seed) > 18:
             raise UsageError(
                 f"'{text}' names no random weights", help="write random:0, or any other number for another draw"
             )
@@ -196,7 +201,7 @@ def _check_names(
         raise CheckpointError(
             f"the checkpoint lacks the tensor {missing[0]}{more}",
             place=place,
-            help=did_you_mean(missing[0], found)
+            help=did_you_mean(missing[0], [n for n in found if n not in preparation.parts])
             or "is it of this architecture? `ringc import` makes a spec of its config.json",
         )
     extra = [n for n in found if n not in preparation.parts and not any(part in n for part in ignored)]
@@ -205,68 +210,94 @@ def _check_names(
         raise CheckpointError(
             f"the checkpoint has a tensor that the model hasn't: {extra[0]}{more}",
             place=place,
-            help=did_you_mean(extra[0], preparation.parts) or "is it a checkpoint of this architecture?",
+            help=(_QUANTIZED if "scale" in extra[0] else did_you_mean(extra[0], missing))
+            or "is it a checkpoint of this architecture? `ringc import` makes a spec of its config.json",
         )
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], place: Place | None) -> None:
     if tuple(tensor.shape) != shape:
         raise CheckpointError(
-            f"{name} has the shape {list(tensor.shape)}, and the model's is {list(shape)}", place=place
+            f"{name} has the shape {list(tensor.shape)}, and the model's is {list(shape)}",
+            place=place,
+            help="is it a checkpoint of this architecture? `ringc import` makes a spec of its config.json",
         )
-    if not tensor.dtype.is_floating_point:
-        raise CheckpointError(f"{name} holds {tensor.dtype}, not floating-point numbers", place=place)
-    if not bool(torch.isfinite(tensor if tensor.dtype.itemsize > 1 else tensor.float()).all()):
-        what = "NaN" if bool(tensor.float().isnan().any()) else "infinite numbers"
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+        raise CheckpointError(
+            f"{name} holds numbers of type {str(tensor.dtype).removeprefix('torch.')}, which are no weights",
+            place=place,
+            help=_QUANTIZED,
+        )
+    # Kernels compute in float32 at most: what only a double can hold is infinite there.
+    values = tensor.float() if tensor.dtype == torch.float64 else tensor
+    if not bool(torch.isfinite(values).all()):
+        what = "NaN" if bool(values.isnan().any()) else "infinite numbers"
         raise CheckpointError(f"{name} holds {what}", place=place, help="is the file damaged, or did training diverge?")
 
 
 def _shards(path: Path) -> dict[Path, list[str]]:
     """Safetensors file -> the names in it, without reading a tensor."""
+    try:
+        return _found_in(path)
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise CheckpointError(
+            f"the checkpoint can't be read: {reason(error)}", place=Place(path), help=_GIVE_FOLDER
+        ) from error
+
+
+def _found_in(path: Path) -> dict[Path, list[str]]:
     if path.is_file():
         return {path: _names_in(path)}
     if not path.is_dir():
-        raise CheckpointError(
-            "there is no such folder", place=Place(path), help="give the folder that holds the safetensors files"
-        )
-    index = path / INDEX
-    if index.is_file():
-        return _indexed(index)
+        raise CheckpointError("there is no such folder", place=Place(path), help=_GIVE_FOLDER)
+    if (path / INDEX).is_file():
+        return _indexed(path / INDEX)
     if (path / SINGLE).is_file():
         return {path / SINGLE: _names_in(path / SINGLE)}
+    pickled = sorted(p for ending in ("bin", "pt", "pth", "ckpt") for p in path.glob(f"*.{ending}"))
     raise CheckpointError(
         f"the folder holds neither {SINGLE} nor {INDEX}",
         place=Place(path),
-        help="give the folder that holds the safetensors files",
+        help=f"convert {pickled[0].name} to safetensors: nothing else is read" if pickled else _GIVE_FOLDER,
     )
 
 
 def _indexed(index: Path) -> dict[Path, list[str]]:
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        by_file: dict[str, list[str]] = {}
-        for name, file in listed.items():
-            by_file.setdefault(str(file), []).append(str(name))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        read = json.loads(index.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        place = Place(index, error.lineno, error.colno, error.doc.split("\n")[error.lineno - 1])
+        raise CheckpointError(f"the index is no JSON: {error.msg.lower()}", place=place, help=_DOWNLOAD) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"the index can't be read: {type(error).__name__}: {error}", place=Place(index)
+            f"the index can't be read: {reason(error)}", place=Place(index), help=_DOWNLOAD
         ) from error
+    listed = read.get("weight_map") if isinstance(read, dict) else None
+    if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+        raise CheckpointError("the index has no 'weight_map' from tensors to files", place=Place(index), help=_DOWNLOAD)
+    by_file: dict[str, list[str]] = {}
+    for name, file in listed.items():
+        by_file.setdefault(file, []).append(name)
     found: dict[Path, list[str]] = {}
     for file, names in by_file.items():
         path = index.parent / file
-        if Path(file).name != file:
-            raise CheckpointError(f"the index names a file outside the folder: '{file}'", place=Place(index))
+        if Path(file).name != file or file in ("", "..") or "\0" in file:
+            raise CheckpointError(
+                f"the index names a file outside the folder: {file!r}", place=Place(index), help=_DOWNLOAD
+            )
         if not path.is_file():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(
                 f"the shard {file} is missing, with {names[0]}{more}",
                 place=Place(path),
-                help="download it, or the checkpoint anew",
+                help=_DOWNLOAD,
             )
         inside = set(_names_in(path))
         lost = [n for n in names if n not in inside]
         if lost:
-            raise CheckpointError(f"the index says that {lost[0]} is in {file}, and it isn't", place=Place(path))
+            raise CheckpointError(
+                f"the index says that {lost[0]} is in {file}, and it isn't", place=Place(path), help=_DOWNLOAD
+            )
         found[path] = names
     return found
 
@@ -278,13 +309,25 @@ def _names_in(path: Path) -> list[str]:
 
 def _opened(path: Path) -> Any:
     try:
+        with path.open("rb"):
+            pass  # safetensors says "no such file" whatever the reason
+    except OSError as error:
+        raise CheckpointError(
+            f"the safetensors file can't be read: {reason(error)}", place=Place(path), help="check its permissions"
+        ) from error
+    try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"the safetensors file can't be read: {error}",
+            f"the safetensors file can't be read: {_short(error)}",
             place=Place(path),
             help="it is truncated or damaged: download it anew",
         ) from error
+
+
+def _short(error: Exception) -> str:
+    """The reader's reason, without its list of everything that it would have taken."""
+    return (reason(error) if isinstance(error, OSError) else str(error)).partition(", expected one of")[0]
 
 
 def _read_shards(files: Mapping[Path, Sequence[str]], preparation: Preparation) -> _Tensors:
@@ -295,7 +338,9 @@ def _read_shards(files: Mapping[Path, Sequence[str]], preparation: Preparation) 
                     try:
                         tensor = file.get_tensor(name)
                     except (SafetensorError, OSError, ValueError) as error:
-                        raise CheckpointError(f"{name} can't be read: {error}", place=Place(path)) from error
+                        raise CheckpointError(
+                            f"{name} can't be read: {_short(error)}", place=Place(path), help=_DOWNLOAD
+                        ) from error
                     yield name, tensor, Place(path)
 
 

@@ -34,7 +34,7 @@ from ringc.codegen.cache import Cache, cache_key
 from ringc.codegen.inspect.resources import Resources, disassemble, dump_resource_usage, read_resources
 from ringc.codegen.triton.toolchain import Toolchain, find_toolchain, ptxas_variable, triton_tool
 from ringc.codegen.triton.worker import WorkerProcess, serve
-from ringc.errors import CodegenError, RingcError, ToolchainError, did_you_mean
+from ringc.errors import CodegenError, Place, RingcError, ToolchainError, did_you_mean
 
 #: Stages kept of every kernel, in the order of compilation; all but "cubin" are text.
 STAGES = ("ttir", "ttgir", "llir", "ptx", "cubin", "sass")
@@ -293,7 +293,11 @@ def compile_many(
         else:
             results[key] = found
             report(key)
+    if missing:
+        cache.check_writable()
     for key, result in _compile_missing(missing, toolchains, cache, workers):
+        if errors == "raise" and isinstance(result, ToolchainError):
+            raise result  # of every kernel alike: a full disk
         results[key] = result
         report(key)
     ordered = [results[key] for key in keys]
@@ -351,7 +355,8 @@ def _compile_in(
         return error
     if failed := answer.get("error"):
         kind = ToolchainError if failed["kind"] == "ToolchainError" else CodegenError
-        return kind(failed["message"], help=failed["help"])
+        place = None if failed["place"] is None else Place(failed["place"])
+        return kind(failed["message"], place=place, help=failed["help"])
     found = _lookup(job, toolchain, cache)
     if found is None:
         return ToolchainError(

@@ -147,7 +147,7 @@ class WorkerProcess:
 def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Answer requests from standard input until it closes: the body of a worker's module.
 
-    An exception of `handle` becomes the answer `{"error": {"kind", "message", "help", "traceback"}}`; otherwise the answer is
+    An exception of `handle` becomes the answer `{"error": {"kind", "message", "place", "help", "traceback"}}`; otherwise the answer is
     `{"result": handle(request)}`.
     """
     # Libraries print to standard output; the pipe moves elsewhere, and they print to the log.
@@ -161,11 +161,21 @@ def _answer(handle: Callable[[dict[str, Any]], dict[str, Any]], request: dict[st
     try:
         return {"result": handle(request)}
     except RingcError as error:
-        return {"error": {"kind": type(error).__name__, "message": error.message, "help": error.help, "traceback": ""}}
+        place = None if error.place is None else str(error.place.file)
+        told = {"message": error.message, "place": place, "help": error.help}
+        return {"error": {"kind": type(error).__name__, **told, "traceback": ""}}
     # This is the boundary of a process: whatever a kernel file or a compiler raises must reach the caller, as text.
     except Exception as error:  # noqa: BLE001
         line = f"{type(error).__name__}: {error}"
-        return {"error": {"kind": "other", "message": line, "help": None, "traceback": traceback.format_exc()}}
+        return {
+            "error": {
+                "kind": "other",
+                "message": line,
+                "place": None,
+                "help": None,
+                "traceback": traceback.format_exc(),
+            }
+        }
 
 
 def _write_frame(stream: IO[bytes], message: Mapping[str, object]) -> None:

@@ -302,6 +302,8 @@ class TvmBackend:
                 built[source.name] = Built(found, resources_of(found[".ll"].decode()), cached=True)
                 done(source.name)
         if missing:
+            if cache is not None:
+                cache.check_writable()
             made = compile_many(missing, processor(self.cpu_name), assembly=self.assembly, done=done)
             for name, result in made.items():
                 if cache is not None:

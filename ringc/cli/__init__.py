@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +25,7 @@ from ringc.cli import (
     run,
     schema,
 )
-from ringc.errors import RingcError
+from ringc.errors import RingcError, UsageError, reason
 
 app = typer.Typer(
     name="ringc",
@@ -46,6 +49,10 @@ app.command("doctor")(doctor.doctor)
 app.command("cache")(cache.cache)
 
 
+# Of click, which newer versions of typer hold a copy of.
+_ARGUMENTS_ERROR: Any = typer.BadParameter.__mro__[1]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"ringc {__version__}\n")
@@ -63,14 +70,55 @@ def _options(
 
 def main() -> None:
     """Entry point of the `ringc` command: a user's mistake is printed and exits with code 2, without a traceback."""
+    _open_streams()
     try:
-        app()
+        try:
+            code = app(standalone_mode=False)
+        finally:
+            sys.stdout.flush()  # here, and not when Python ends, where nobody could say what is wrong
+        sys.exit(code or 0)
     except RingcError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _ARGUMENTS_ERROR as error:
+        _explain_arguments(error)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except BrokenPipeError:
         # The reader of the output has gone (`ringc inspect DIR K | head`): nothing is wrong, and nothing more may be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or error.filename is not None:
+            raise
+        _drop_output()
+        sys.stderr.write(f"{UsageError(f'the output cannot be written: {reason(error)}', help='free some space')}\n")
+        sys.exit(2)
+
+
+def _explain_arguments(error: Any) -> None:
+    """What is wrong with the command line, or the help where nothing was asked."""
+    command = error.ctx.command_path if error.ctx is not None else "ringc"
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        sys.stderr.write(f"{message}\n")
+        return
+    message = message[:1].lower() + message[1:].rstrip(".")
+    sys.stderr.write(f"{UsageError(message, help=f'see `{command} --help`')}\n")
+
+
+def _open_streams() -> None:
+    """Make printing safe: a closed stream swallows, and what the terminal's encoding lacks is replaced."""
+    nowhere = Path(os.devnull)
+    if sys.stdout is None:
+        sys.stdout = nowhere.open("w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = nowhere.open("w", encoding="utf-8")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Send what is still to be written to nowhere, or Python complains about it as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,18 +8,24 @@ import typer
 
 
 def cache(action: Annotated[str, typer.Argument(help="size or clear.")] = "size") -> None:
-    """Show how large the cache of built kernels is, or clear it. It lies in $RINGC_CACHE_DIR or ~/.cache/ringc."""
+    """Show the size of the cache of built kernels, or clear it.
+
+    It lies in $RINGC_CACHE_DIR, or in ~/.cache/ringc.
+    """
     from ringc.cli.console import count, out, size
-    from ringc.codegen.cache import Cache
+    from ringc.codegen.cache import Cache, CacheSize
     from ringc.errors import UsageError
+
+    def kernels_of(found: CacheSize) -> str:
+        return f"{count(found.entries)} kernel{'s' * (found.entries != 1)}, {size(found.bytes)}"
 
     kernels = Cache()
     match action:
         case "size":
             found = kernels.size()
-            out(f"{kernels.folder}: {count(found.entries)} kernels, {size(found.bytes)}")
+            out(f"{kernels.folder}: {kernels_of(found)}")
         case "clear":
             gone = kernels.clear()
-            out(f"{kernels.folder}: removed {count(gone.entries)} kernels, {size(gone.bytes)}")
+            out(f"{kernels.folder}: removed {kernels_of(gone)}")
         case _:
             raise UsageError(f"the cache can't '{action}'", help="use `ringc cache size` or `ringc cache clear`")

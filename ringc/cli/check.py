@@ -7,22 +7,34 @@ from typing import Annotated
 
 import typer
 
+FEWEST_TOKENS = 4
+"""Of the sequence that is cut into chunks."""
+
 
 def check(
-    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    artifact: Annotated[
+        Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
+    ],
     weights: Annotated[
-        str, typer.Option(help="A checkpoint's folder, or random:SEED, for the whole model.")
+        str, typer.Option(help="A checkpoint's folder, or random:SEED, for the whole model.", metavar="DIR|random:SEED")
     ] = "random:0",
     kernels_only: Annotated[bool, typer.Option("--kernels", help="Check the kernels, not the whole model.")] = False,
     tokens: Annotated[int, typer.Option(help="Tokens of the longest sequence of the whole-model check.")] = 40,
     allow_edited: Annotated[bool, typer.Option("--allow-edited", help="Check kernels that were edited.")] = False,
 ) -> None:
-    """Compare every kernel and the whole model with their meaning in double precision, on this machine."""
+    """Compare kernels and model with the fp64 reference.
+
+    Every kernel and then the whole model run on this machine, on random inputs and with the given weights.
+    """
     from ringc.cli.console import bar, out, table
+    from ringc.errors import UsageError
     from ringc.runtime.artifact import open_artifact
     from ringc.runtime.check import check_kernels, check_model
 
     opened = open_artifact(artifact, allow_edited=allow_edited)
+    most = opened.manifest["max_positions"]
+    if not FEWEST_TOKENS <= tokens <= most:
+        raise UsageError(f"--tokens is {tokens}", help=f"use {FEWEST_TOKENS} to {most}, the positions of the model")
     with bar() as progress:
         found = check_kernels(opened, progress=progress)
         rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +17,20 @@ def compile_spec(
     spec: Annotated[
         str, typer.Argument(help="A preset's name (see `ringc presets`) or a YAML file.", show_default=False)
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the artifact.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the artifact.", show_default=False, readable=False)
+    ],
     target: Annotated[str, typer.Option(help="cpu, torch, sm_80, sm_90 or sm_100.")] = "cpu",
-    dump: Annotated[str, typer.Option(help="`all` keeps the IR after every pass.")] = "last",
+    dump: Annotated[
+        str, typer.Option(help="all keeps the IR after every pass, last that after the last.", metavar="all|last")
+    ] = "last",
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact of another model.")] = False,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Use the cache of built kernels.")] = True,
 ) -> None:
-    """Compile a spec into an artifact: kernels, a host program, and a map for the weights."""
+    """Compile a spec into an artifact.
+
+    An artifact is a folder: kernels, a host program, a map for the weights, and what the compiler did.
+    """
     from ringc import api
     from ringc.cli.console import bar
     from ringc.errors import UsageError
@@ -35,6 +43,18 @@ def compile_spec(
             spec, output, target=target, dump_all=dump == "all", force=force, use_cache=cache, progress=progress
         )
     _summary(compiled, time.perf_counter() - began)
+    _warn(compiled.manifest["target"].get("arch"))
+
+
+def _warn(arch: int | None) -> None:
+    """Say that the assembler which made the kernels is known to make wrong ones; running them is refused."""
+    if arch is None:
+        return
+    from ringc.codegen.triton.toolchain import find_toolchain, toolchain_problems
+
+    for bad in toolchain_problems(find_toolchain(arch), "run"):
+        if bad.severity == "error":
+            sys.stderr.write(f"warning: {bad.what}\n  = help: {bad.remedy}\n")
 
 
 def _summary(compiled: Compiled, seconds: float) -> None:

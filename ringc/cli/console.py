@@ -29,17 +29,34 @@ def console() -> Console:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """Print a table; the first `left` columns are aligned to the left, the others to the right."""
+    """Print a table; the first `left` columns are aligned to the left, the others to the right. A head of nothing is left out."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    headed = any(columns)
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD if headed else None,
+        show_header=headed,
+    )
+    if not headed:
+        made.padding = (0, 1, 0, 2)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i < left else "right", overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
-    console().print(made)
+    printer = console()
+    if printer.is_terminal:
+        printer.print(made)
+        return
+    # In a file or a pipe nobody wants the blanks that fill up lines.
+    with printer.capture() as captured:
+        printer.print(made)
+    lines = (line.rstrip() for line in captured.get().rstrip().split("\n"))
+    out("\n".join(lines) + "\n")
 
 
 def count(number: float) -> str:

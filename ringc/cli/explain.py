@@ -13,10 +13,15 @@ if TYPE_CHECKING:
 
 
 def explain(
-    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    artifact: Annotated[
+        Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
+    ],
     what: Annotated[str, typer.Argument(help="schedule")] = "schedule",
 ) -> None:
-    """Say why an artifact is as it is: versions, crossovers, what each form costs, what lost and why."""
+    """Say which forms were chosen for which sizes, and why.
+
+    Shows the versions of each entry point, the crossovers, what each form costs, what lost and why.
+    """
     from ringc.errors import UsageError
     from ringc.runtime.artifact import open_artifact
     from ringc.runtime.check import read_module

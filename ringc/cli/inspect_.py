@@ -19,12 +19,14 @@ STAGES = {
 
 
 def inspect_artifact(
-    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
+    artifact: Annotated[
+        Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
+    ],
     kernel: Annotated[str | None, typer.Argument(help="A kernel's name, or `program`.", show_default=False)] = None,
     stage: Annotated[str, typer.Option(help="source, ir, ttir, ttgir, ptx, sass, llvm or asm.")] = "source",
     resources: Annotated[bool, typer.Option("--resources", help="Registers, spills, memory of the kernels.")] = False,
 ) -> None:
-    """List the kernels of an artifact, or show one of them at any stage of its making."""
+    """List an artifact's kernels, or show one at any stage."""
     from ringc.runtime.artifact import open_artifact
 
     opened = open_artifact(artifact, allow_edited=True, any_machine=True)
@@ -75,6 +77,8 @@ def _show(artifact: Artifact, kernel: str, stage: str) -> None:
     from ringc.errors import UsageError
 
     if kernel == "program":
+        if stage != "source":
+            raise UsageError("the program has its source alone", help="leave --stage out")
         _print(artifact.path("program.py").read_text(encoding="utf-8"), "python")
         return
     entry = _entry(artifact, kernel)

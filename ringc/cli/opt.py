@@ -11,7 +11,8 @@ import typer
 
 def opt(
     file: Annotated[
-        Path | None, typer.Argument(help="A module in text form; - reads the standard input.", show_default=False)
+        Path | None,
+        typer.Argument(help="A module in text form; - reads the standard input.", show_default=False, readable=False),
     ] = None,
     passes: Annotated[
         str, typer.Option("-p", "--passes", help="Passes, as in 'raise,fuse{epilogues=false}'.", show_default=False)
@@ -20,7 +21,7 @@ def opt(
     list_passes: Annotated[bool, typer.Option("--list", help="List the passes and their options.")] = False,
 ) -> None:
     """Run passes on a module in text form and print the result."""
-    from ringc.errors import IRError, Place, UsageError
+    from ringc.errors import IRError, Place, UsageError, reason
 
     if list_passes:
         _list()
@@ -30,7 +31,11 @@ def opt(
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise IRError(f"the module can't be read: {error}", place=Place(file)) from error
+        raise IRError(
+            f"the module can't be read: {reason(error)}",
+            place=Place(file),
+            help="give a module in text form, as in an artifact's graph folder",
+        ) from error
     from ringc.passes.tool import run_text
 
     sys.stdout.write(run_text(text, passes, target, "<stdin>" if str(file) == "-" else file))

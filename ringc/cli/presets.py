@@ -9,10 +9,12 @@ import typer
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="Print this preset's YAML.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this preset's YAML, to copy and edit.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
-    """List the architectures that ship with ringc, or print one as YAML to copy and edit."""
+    """List the architectures that ship with ringc, or print one."""
     import json
 
     from ringc.cli.console import count, out, size, table

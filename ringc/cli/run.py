@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from ringc.runtime.artifact import Artifact
     from ringc.runtime.model import Model
     from ringc.runtime.tokenizer import Tokenizer
 
 
 def run(
-    artifact: Annotated[Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False)],
-    weights: Annotated[str, typer.Option(help="A checkpoint's folder, or random:SEED.", show_default=False)],
+    artifact: Annotated[
+        Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
+    ],
+    weights: Annotated[
+        str, typer.Option(help="A checkpoint's folder, or random:SEED.", show_default=False, metavar="DIR|random:SEED")
+    ],
     prompt: Annotated[str | None, typer.Option(help="Text to continue.", show_default=False)] = None,
     prompt_ids: Annotated[
-        Path | None, typer.Option(help="File of token ids, as JSON or apart by spaces.", show_default=False)
+        Path | None,
+        typer.Option(help="File of token ids, as JSON or apart by spaces.", show_default=False, readable=False),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
@@ -27,7 +34,7 @@ def run(
     top_p: Annotated[float, typer.Option(help="Only the most likely tokens of this total probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.", show_default=False)] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="End at this text; may be given again.", show_default=False)
+        list[str] | None, typer.Option(help="End at this text; may be given again.", show_default=False, metavar="TEXT")
     ] = None,
     weights_dtype: Annotated[
         str, typer.Option(help="bf16 halves the weights' memory, at a cost in time; or model.")
@@ -37,8 +44,14 @@ def run(
     """Generate text, or token ids, with an artifact and weights."""
     from ringc.errors import UsageError
 
-    if (prompt is None) == (prompt_ids is None):
-        raise UsageError("one of --prompt and --prompt-ids is needed", help="--prompt 'Once upon a time'")
+    if prompt is None and prompt_ids is None:
+        raise UsageError("there is nothing to continue", help="give --prompt TEXT, or --prompt-ids FILE")
+    if prompt is not None and prompt_ids is not None:
+        raise UsageError("both --prompt and --prompt-ids are given", help="give one of them")
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens is {max_new_tokens}", help="ask for at least 1")
+    if seed is not None and not 0 <= seed < 1 << 63:
+        raise UsageError(f"--seed is {seed}", help="use a number from 0 to 2**63 - 1")
     if weights_dtype not in ("model", "bf16"):
         raise UsageError(f"weights can't be kept in '{weights_dtype}'", help="use bf16 or model")
     if prompt == "":
@@ -54,13 +67,14 @@ def run(
 
     Sampling(temperature, top_k, top_p)  # says what is wrong with them before gigabytes are loaded
     opened = open_artifact(artifact, allow_edited=allow_edited)
-    tokenizer = find_tokenizer(opened.manifest["vocabulary"], weights, artifact) if prompt is not None or stop else None
+    vocabulary = opened.manifest["vocabulary"]
+    tokenizer = find_tokenizer(vocabulary, weights, artifact) if prompt is not None or stop else None
     if prompt_ids is not None:
-        ids = _read_ids(prompt_ids)
+        ids = _read_ids(prompt_ids, vocabulary["size"])
     else:
         assert tokenizer is not None and prompt is not None
-        bos = opened.manifest["vocabulary"].get("bos")
-        ids = ([] if bos is None else [bos]) + tokenizer.encode(prompt)
+        ids = _encoded(tokenizer, prompt, vocabulary)
+    _check_length(len(ids), max_new_tokens, opened)
     narrow = torch.bfloat16 if weights_dtype == "bf16" else None
     with bar() as progress:
         model = Model(
@@ -110,21 +124,73 @@ def _stream(
     sys.stderr.write(f"[{len(ids)} tokens in, {made} out{wait}{rate}]\n")
 
 
-def _read_ids(path: Path) -> list[int]:
+def _encoded(tokenizer: Tokenizer, prompt: str, vocabulary: Mapping[str, Any]) -> list[int]:
+    """The prompt's tokens behind the one that begins a text.
+
+    Raises:
+        CheckpointError: the tokenizer knows more tokens than the model.
+        UsageError: the prompt has no tokens.
+    """
+    from ringc.errors import CheckpointError, Place, UsageError
+    from ringc.runtime.tokenizer import FileTokenizer
+
+    bos, size = vocabulary.get("bos"), vocabulary["size"]
+    ids = ([] if bos is None else [bos]) + tokenizer.encode(prompt)
+    if not ids:
+        raise UsageError("the tokenizer makes no tokens of the prompt", help="give another one")
+    if max(ids) >= size:
+        raise CheckpointError(
+            f"the tokenizer makes token {max(ids)}, and the model's vocabulary has {size}",
+            place=Place(tokenizer.path) if isinstance(tokenizer, FileTokenizer) else None,
+            help="use the tokenizer.json of the model's own checkpoint",
+        )
+    return ids
+
+
+def _check_length(prompt: int, more: int, artifact: Artifact) -> None:
+    """Raise unless the prompt and what is to come fit into the positions that the model is made for."""
+    from ringc.errors import Place, RunError
+
+    most = int(artifact.manifest["max_positions"])
+    if prompt + more <= most:
+        return
+    room = most - prompt
+    raise RunError(
+        f"{prompt} tokens of the prompt and {more} new ones are more than the model's {most} positions",
+        place=Place(artifact.folder),
+        help=f"--max-new-tokens {room}" if room > 0 else "shorten the prompt, or compile with a larger max_positions",
+    )
+
+
+def _read_ids(path: Path, vocabulary: int) -> list[int]:
     """Token ids from a file: a JSON list, or numbers apart by spaces, commas or lines.
 
     Raises:
-        RunError: the file can't be read, or holds something else.
+        RunError: the file can't be read, or holds something else than ids of the vocabulary.
     """
-    from ringc.errors import Place, RunError
+    import re
 
+    from ringc.errors import Place, RunError, reason
+
+    form = "write numbers apart by spaces, or a JSON list of them"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"the ids can't be read: {error}", place=Place(path)) from error
-    words = text.replace("[", " ").replace("]", " ").replace(",", " ").split()
-    wrong = next((w for w in words if not w.removeprefix("-").isdecimal()), None)
-    if wrong is not None or not words:
-        found = f"'{wrong}' is no token id" if wrong is not None else "the file holds no token ids"
-        raise RunError(found, place=Place(path), help="write numbers apart by spaces, or a JSON list of them")
-    return [int(w) for w in words]
+        raise RunError(f"the ids can't be read: {reason(error)}", place=Place(path), help=form) from error
+    ids = []
+    for number, line in enumerate(text.split("\n")):
+        for word in re.finditer(r"[^\s,\[\]]+", line):
+            place = Place(path, number + 1, word.start() + 1, line if line.isprintable() else None, len(word[0]))
+            if not re.fullmatch(r"-?[0-9]+", word[0]):
+                raise RunError(f"'{word[0][:40]}' is no token id", place=place, help=form)
+            # Long ones aren't worth reading: Python refuses numbers of thousands of digits.
+            if len(word[0]) > 18 or not 0 <= int(word[0]) < vocabulary:
+                raise RunError(
+                    f"the id {word[0][:40]} is outside the vocabulary of {vocabulary}",
+                    place=place,
+                    help=f"ids are 0 .. {vocabulary - 1}",
+                )
+            ids.append(int(word[0]))
+    if not ids:
+        raise RunError("the file holds no token ids", place=Place(path), help=form)
+    return ids

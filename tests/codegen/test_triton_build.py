@@ -158,7 +158,7 @@ def test_a_file_without_launch_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     fake_gpu(monkeypatch, "13.5.37")
     (tmp_path / "empty.py").write_text("x = 1\n")
     artifact: Any = SimpleNamespace(path=lambda name: tmp_path / name)
-    with pytest.raises(ArtifactError, match="no function launch"):
+    with pytest.raises(ArtifactError, match="doesn't define launch"):
         TritonLoader().load(artifact, "empty", {"source": "empty.py"})
     with pytest.raises(CodegenError, match="no function launch"):
         TritonBackend().launcher(tmp_path / "empty.py", "empty")

@@ -98,6 +98,32 @@ class TestWriting:
         assert contents(tmp_path) == before
         assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
+    @pytest.mark.parametrize("is_there", [False, True])
+    def test_another_compile_into_the_folder_that_is_quicker(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+    ) -> None:
+        """Whoever finishes last stands there, whole."""
+        folder, rename = tmp_path / "a", pathlib.Path.rename
+        if is_there:
+            write_artifact(folder, {"format_version": 1, "name": "m"}, {"x": b"old"})
+        others = [b"1", b"2"]
+
+        def late(self: Path, target: Path) -> Path:
+            # Just before the folder is put in its place, another process puts its own there.
+            if target == folder and others:
+                data = others.pop()
+                monkeypatch.setattr(pathlib.Path, "rename", rename)
+                write_artifact(folder, {"format_version": 1, "name": "m"}, {"x": data})
+                monkeypatch.setattr(pathlib.Path, "rename", late)
+            return rename(self, target)
+
+        monkeypatch.setattr(pathlib.Path, "rename", late)
+        write_artifact(folder, {"format_version": 1, "name": "m"}, {"x": b"new"})
+        assert not others
+        assert contents(tmp_path).keys() == {"a/x", "a/manifest.json"}
+        assert (folder / "x").read_bytes() == b"new"
+        assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
     def test_an_unwritable_folder_is_said_before_any_work(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

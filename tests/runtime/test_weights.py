@@ -120,7 +120,7 @@ class TestWrongTensors:
             (_nan, "holds NaN", QKV),
             (_infinite, "holds infinite numbers", "model.norm.weight"),
             (_shape, r"has the shape \[383, 128\], and the model's is \[384, 128\]", QKV),
-            (_integers, "holds torch.int32", QKV),
+            (_integers, "holds numbers of type int32", QKV),
         ],
     )
     def test_file_and_tensor_are_named(
@@ -207,8 +207,8 @@ class TestWrongFiles:
             (_truncated, "can't be read"),
             (_empty_file, "can't be read"),
             (_garbage, "can't be read"),
-            (_index_text, "the index can't be read"),
-            (_index_list, "the index can't be read"),
+            (_index_text, "the index is no JSON"),
+            (_index_list, "the index has no 'weight_map'"),
             (_index_outside, "outside the folder"),
             (_index_wrong, "the index says that"),
         ],
