@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ringc
+from ringc.model_defs.spec import Spec
 from tests.reference.ring_linear import forward, layer_slopes, weight_shapes
 from tests.runtime.models import reference_config, sharded
 from tests.runtime.random_models import (
@@ -76,6 +77,26 @@ def test_logits_equal_the_reference(seed: int, target: str, tmp_path: Path) -> N
     print(f"seed {seed}, {target}: {redraws} redraws, {found}")
     assert found.error < found.allowed, found
     assert redraws <= MOST_REDRAWS
+
+
+@pytest.mark.parametrize(
+    "decay",
+    [
+        {"kind": "power_law", "layer_factor": "none", "octaves": 3.0},
+        {"kind": "linear", "layer_factor": "mlx", "first": 2.0, "last": 0.01},
+        {"kind": "explicit", "layer_factor": "hf", "slopes": (0.01, 1.0, 30.0)},
+    ],
+    ids=lambda decay: decay["kind"],
+)
+def test_decays_of_no_published_model(decay: dict[str, object], tmp_path: Path) -> None:
+    """The reference takes the slopes of these from the spec."""
+    spec = spec_of(draw_config(37), "decays")
+    assert spec.linear is not None and spec.heads == 3
+    spec = Spec.model_validate(spec.model_dump() | {"linear": spec.linear.model_dump() | {"decay": decay}})
+    ringc.compile(spec, tmp_path / "a", target="torch")
+    drawn, _ = draw(reference_config(spec), 37, least=MARGIN)
+    found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, 37, replayed=False)
+    assert found.error < found.allowed, found
 
 
 @pytest.mark.parametrize("seed", [25, 37])
