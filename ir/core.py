@@ -22,6 +22,8 @@ from ringc.ir.types import TensorType, Type
 if TYPE_CHECKING:
     import torch
 
+    from ringc.ir.replay import Replay
+
 
 class Level(StrEnum):
     """How far a graph is lowered. Which operations may stand at which level is `ringc.ir.levels`."""
@@ -287,13 +289,14 @@ class Env:
     """What a reference may ask while a graph runs.
 
     `sizes`: the values of the symbols; `precision`: the float type to compute in (None: as typed); `parameters`: the tensor of a
-    published name; `functions`: what a call may call.
+    published name; `functions`: what a call may call; `replay`: what routing takes in place of its own choice.
     """
 
     sizes: dict[str, int]
     precision: torch.dtype | None = None
     parameters: Callable[[str], torch.Tensor] | None = None
     functions: Mapping[str, Function] = field(default_factory=dict)
+    replay: Replay | None = None
 
     def size(self, dim: Dim) -> int:
         return evaluate(dim, self.sizes)

@@ -13,6 +13,8 @@ from ringc.ir.types import StateType
 if TYPE_CHECKING:
     import torch
 
+    from ringc.ir.replay import Replay
+
 
 def run(
     module: Module,
@@ -20,6 +22,7 @@ def run(
     inputs: Sequence[torch.Tensor],
     parameters: Callable[[str], torch.Tensor] | None = None,
     precision: torch.dtype | None = None,
+    replay: Replay | None = None,
 ) -> list[torch.Tensor]:
     """Run a function of a module.
 
@@ -29,15 +32,21 @@ def run(
         inputs: one tensor for each argument. A pool's tensor is `[slots, *shape]`.
         parameters: gives the tensor of a published name.
         precision: compute all floating-point values in this type; None: each in its own type.
+        replay: experts that `route` operations take in place of their own choice.
 
     Raises:
-        IRError: there is no such function, or an input's shape doesn't fit its argument's type.
+        IRError: there is no such function, an input's shape doesn't fit its argument's type, or the replay doesn't fit the graph.
     """
     if name not in module.functions:
         raise IRError(f"there is no function @{name}", help=did_you_mean(name, module.functions))
     function = module.functions[name]
     sizes = bind_sizes(function.body.args, inputs)
-    return run_block(function.body, inputs, Env(sizes, precision, parameters, module.functions))
+    made = run_block(function.body, inputs, Env(sizes, precision, parameters, module.functions, replay))
+    if replay is not None and len(replay.scores) != len(replay.experts):
+        raise IRError(
+            f"the recording has the choices of {len(replay.experts)} routings, and the graph {len(replay.scores)}"
+        )
+    return made
 
 
 def bind_sizes(args: Sequence[Value], inputs: Sequence[torch.Tensor]) -> dict[str, int]:

@@ -140,6 +140,14 @@ class Kernels:
                 self._launchers[name] = self.loader(str(entry["backend"])).load(self.artifact, name, entry)
         return self._launchers[name]
 
+    def experts(self, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Those tensors of a launch in which a routing kernel puts the experts: its only integers. None of another kernel."""
+        entry = self.artifact.kernels[name]
+        if entry["family"] != "route":
+            return []
+        outputs = tensors[len(entry["inputs"]) :][: len(entry["outputs"])]
+        return [made for made, type in zip(outputs, entry["outputs"], strict=True) if str(type).startswith("i32")]
+
     def bind(self, name: str, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
         """A launch of a kernel on these tensors."""
         return self.loader(str(self.artifact.kernels[name]["backend"])).bind(self[name], tensors)

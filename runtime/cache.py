@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,16 @@ from ringc.runtime.memory import check_memory
 
 KEPT = 16
 """Bound programs that a cache keeps, the latest used."""
+
+
+class Key(NamedTuple):
+    """What a bound program was bound for: the entry point, its numbers of tokens, sequences and wanted rows, and what it records."""
+
+    entry: str
+    tokens: int
+    batch: int
+    rows: int
+    record_routing: bool = False
 
 
 class Cache:
@@ -46,7 +56,7 @@ class Cache:
         }
         self._lengths = [0] * batch_size
         self._growing = {name for name, s in states.items() if "S" in s["shape"]}
-        self.bound: OrderedDict[tuple[str, int, int, int], Bound] = OrderedDict()
+        self.bound: OrderedDict[Key, Bound] = OrderedDict()
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -108,7 +118,7 @@ class Cache:
         for slot, count in zip(slots, more, strict=True):
             self._lengths[slot] += count
 
-    def keep(self, key: tuple[str, int, int, int], bound: Bound) -> None:
+    def keep(self, key: Key, bound: Bound) -> None:
         """Keep a bound program for the next call of these sizes."""
         self.bound[key] = bound
         while len(self.bound) > KEPT:

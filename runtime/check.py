@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 
 from ringc.codegen.check import Compared, check_kernel
 from ringc.codegen.kernel import kernel_of
-from ringc.errors import ArtifactError, Place, RunError
+from ringc.errors import ArtifactError, Place
 from ringc.ir.core import Module
 from ringc.ir.interpret import run
+from ringc.ir.replay import Replay
 from ringc.ir.text_parse import parse_module
 from ringc.ir.types import StateType
+from ringc.passes.framework import PassManager
+from ringc.passes.pipeline import parse_pipeline
+from ringc.passes.target import target as target_of
 from ringc.runtime.artifact import Artifact
 from ringc.runtime.backends import Kernels
 from ringc.runtime.memory import check_memory
 from ringc.runtime.model import Model
+from ringc.runtime.weights import Weights
 
 TOLERANCE = {"f32": 2e-4, "bf16": 6e-2}
 """Largest error of a logit, by the type of weights and activations, where logits have a standard deviation of 1."""
 
-REDRAWS = 3
-"""How often random weights are drawn anew when a model turns out to stand on a knife's edge."""
+MULTIPLE = 2.0
+"""How many times the error that unfused computations make at a token the model's may be, where that is more."""
 
-PROBES = 2
-"""Random changes of the weights by which it is found out whether a rounding decides."""
+SAMPLES = 16
+"""At most so many unfused computations are made to explain an error above the tolerance."""
+
+HOPELESS = 100.0
+"""How many times what is allowed so far no rounding explains."""
+
+SAME = 1e-8
+"""Largest difference in fp64 between two graphs that mean the same."""
+
+RAISING = "canonicalize,cse,raise,dce"
+"""What makes one operation of a routing chain, so that its choice can be replayed."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,16 +76,18 @@ def read_module(artifact: Artifact, which: str) -> Module:
 
 def check_model(
     artifact: Artifact,
-    weights: str,
+    weights: Weights,
     *,
     tokens: int = 40,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> list[Compared]:
     """The whole model: one call, prefill in chunks, decode, many sequences, against the graph as the front end wrote it, in fp64.
 
-    A model has inputs at which a rounding decides: which expert is taken, or what a norm makes of a vector that is nearly zero. Where a
-    result is wrong and the reference itself jumps when its weights are changed by a rounding, random weights are drawn anew, and the
-    results' names say which were used.
+    Where two experts' scores are nearly equal, a rounding decides which one is taken, and with it the logits. So the model's choice of
+    experts is recorded and replayed in the reference, and judged apart: by the reference's own scores it must be right but for a rounding.
+
+    At some tokens rounding errors grow: a norm divides by the size of a vector that is nearly zero. An error above the tolerance is
+    therefore held against those that the same graph makes at the same token, unfused, in the artifact's own precision.
 
     Raises:
         RunError: the double-precision weights don't fit into memory.
@@ -80,152 +96,212 @@ def check_model(
     check_memory(
         24 * count, torch.device("cpu"), "the weights in double precision", "check the kernels alone: --kernels"
     )
-    module = read_module(artifact, "input")
-    for attempt in range(REDRAWS + 1):
-        trial = _Trial(artifact, module, weights, tokens, progress, note=f" (redrawn: {weights})" if attempt else "")
-        compared = trial.compare()
-        if all(one.passed for one in compared) or not trial.on_edge():
-            return compared
-        if not weights.startswith("random:") or attempt == REDRAWS:
-            raise RunError(
-                "the reference changes with a rounding of its weights: nothing can be compared",
-                help="use other weights",
-            )
-        weights = f"random:{int(weights.removeprefix('random:')) + 1}"
-    raise AssertionError("the loop returns or raises")
+    model = Model(artifact, weights)
+    generator = torch.Generator().manual_seed(zlib.crc32(artifact.name.encode()))
+    vocabulary = int(artifact.manifest["vocabulary"]["size"])
+
+    def draw(*lengths: int) -> list[torch.Tensor]:
+        return [torch.randint(0, vocabulary, (n,), generator=generator) for n in lengths]
+
+    pair, many = draw(tokens, max(tokens // 2, 4)), draw(*[3] * 20)
+    oracle = _Oracle(artifact, {name: t.cpu().double() for name, t in model.state_dict().items()})
+    steps: list[Callable[[], list[Compared]]] = [
+        lambda: [oracle.compare_raised(pair)],
+        lambda: oracle.compare(_at_once(model, pair, "model(ids)")),
+        lambda: oracle.compare(_in_chunks(model, [i[: len(pair[1])] for i in pair])),
+        lambda: oracle.compare(_at_once(model, many, "20 sequences at once")),
+        lambda: oracle.compare(_by_decode(model, many, "20 sequences")),
+    ]
+    found: list[Compared] = []
+    for i, step in enumerate(steps):
+        progress("reference", i, len(steps))
+        found += step()
+    return found
 
 
-@dataclass
-class _Batch:
-    """Sequences of ids, and the reference's logits of each."""
-
-    ids: list[torch.Tensor]
-    logits: list[torch.Tensor]
+# ---------------------------------------------------------------- what the model makes
 
 
-class _Trial:
-    """One comparison with one set of weights."""
+@dataclass(frozen=True)
+class _Run:
+    """What the model made of sequences.
 
-    def __init__(
-        self, artifact: Artifact, module: Module, weights: str, tokens: int, progress: Progress, *, note: str
-    ) -> None:
-        self.note = note
-        self.module = module
-        self.progress = progress
-        self.model = Model(artifact, weights)
-        self.vocabulary = int(artifact.manifest["vocabulary"]["size"])
-        self.published = {name: t.cpu().double() for name, t in self.model.state_dict().items()}
-        self.tolerance = TOLERANCE[str(artifact.target["storage"])]
-        self.generator = torch.Generator().manual_seed(zlib.crc32(artifact.name.encode()))
-        progress("reference", 0, 2)
-        self.pair = self.batch([tokens, max(tokens // 2, 4)], self.published)
-        progress("reference", 1, 2)
-        self.many = self.batch([3] * 20, self.published)
-        progress("reference", 2, 2)
+    `parts`: names, and logits [M, V] of those of the sequences' tokens, laid end to end, that stand beside them; `experts`: i32[N, k] of
+    all of these tokens, for each layer that has any.
+    """
 
-    def batch(self, lengths: Sequence[int], published: Mapping[str, torch.Tensor]) -> _Batch:
-        ids = [torch.randint(0, self.vocabulary, (n,), generator=self.generator) for n in lengths]
-        return _Batch(ids, self.reference(ids, published))
+    ids: Sequence[torch.Tensor]
+    parts: Sequence[tuple[str, torch.Tensor, torch.Tensor]]
+    experts: Sequence[torch.Tensor]
 
-    def reference(self, ids: Sequence[torch.Tensor], published: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Logits of whole sequences, each [T, V], by the interpreter."""
+
+def _at_once(model: Model, ids: Sequence[torch.Tensor], name: str) -> _Run:
+    lengths = [len(i) for i in ids]
+    with model.record_routing() as calls:
+        made = model(torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True), lengths=lengths)
+    logits = torch.cat([made[i, :n] for i, n in enumerate(lengths)])
+    return _Run(ids, [(name, logits, torch.arange(sum(lengths)))], calls[0])
+
+
+def _in_chunks(model: Model, ids: Sequence[torch.Tensor]) -> _Run:
+    """Prefill of two sequences of one length, cut at 1, 2 and a little before the end, in slots out of order, then decode."""
+    length = len(ids[0])
+    ends = sorted({1, 2, length // 2, length - 2})
+    name = f"prefill in chunks to {', '.join(map(str, ends))}"
+    return _piecewise(model, torch.stack(list(ids)), ends, [2, 0], name, "decode after it")
+
+
+def _by_decode(model: Model, ids: Sequence[torch.Tensor], name: str) -> _Run:
+    """Prefill of the first tokens, the rest one by one."""
+    return _piecewise(
+        model, torch.stack(list(ids)), [1], list(range(len(ids))), f"first token of {name}", f"decode of {name}"
+    )
+
+
+def _piecewise(
+    model: Model, ids: torch.Tensor, ends: Sequence[int], slots: Sequence[int], prefill: str, decode: str
+) -> _Run:
+    """Prefill up to each end in turn, then decode: ids [B, T]."""
+    batch, length = ids.shape
+    cache = model.new_cache(max(slots) + 1, length)
+    with model.record_routing() as calls:
+        chunks = [model.prefill(ids[:, a:b], cache, slots=slots) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        steps = [model.decode(ids[:, t], cache, slots=slots) for t in range(ends[-1], length)]
+    # A call's rows are its tokens, sequence by sequence: put each sequence's calls behind each other.
+    layers = zip(*calls, strict=True)
+    experts = [torch.cat([c.view(batch, -1, c.shape[-1]) for c in layer], 1).flatten(0, 1) for layer in layers]
+    first = torch.arange(batch) * length
+
+    def rows(positions: Sequence[int]) -> torch.Tensor:
+        return torch.cat([first + p for p in positions])
+
+    return _Run(
+        list(ids),
+        [
+            (prefill, torch.cat(chunks), rows([e - 1 for e in ends])),
+            (decode, torch.cat(steps), rows(range(ends[-1], length))),
+        ],
+        experts,
+    )
+
+
+# ---------------------------------------------------------------- what it should have made
+
+
+class _Oracle:
+    """The meaning of an artifact's input graph, with its weights."""
+
+    def __init__(self, artifact: Artifact, published: Mapping[str, torch.Tensor]) -> None:
+        self.graph = read_module(artifact, "input")
+        self.target = target_of(str(artifact.target["name"]))
+        self.published = published
+        self.storage = str(artifact.target["storage"])
+        self.tolerance = TOLERANCE[self.storage]
+
+    @cached_property
+    def raised(self) -> Module:
+        """The same graph, in which routing is an operation."""
+        return PassManager(parse_pipeline(RAISING)).run(self.graph.clone(), self.target)
+
+    def logits(
+        self,
+        module: Module,
+        ids: Sequence[torch.Tensor],
+        precision: torch.dtype | None,
+        replay: Replay | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Logits of whole sequences, laid end to end [N, V], by the interpreter."""
         lengths = [len(i) for i in ids]
         positions = torch.cat([torch.arange(n) for n in lengths])
-        offsets = torch.tensor([0, *lengths]).cumsum(0)
         given = {
             "ids": torch.cat(list(ids)),
             "positions": positions,
             "slots": torch.arange(len(ids)),
-            "offsets": offsets,
+            "offsets": torch.tensor([0, *lengths]).cumsum(0),
             "rows": torch.arange(len(positions)),
         }
-        function = self.module.functions["prefill"]
         inputs: list[torch.Tensor] = []
-        for arg in function.body.args:
+        for arg in module.functions["prefill"].body.args:
             if isinstance(arg.type, StateType):
                 shape = [d if isinstance(d, int) else max(lengths) for d in arg.type.shape]
                 inputs.append(torch.zeros((len(ids), *shape), dtype=torch.float64))
             else:
                 inputs.append(given[arg.name].to(torch.int32))
-        logits = run(self.module, "prefill", inputs, published.__getitem__, torch.float64)[0]
-        return [logits[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+        return run(module, "prefill", inputs, (weights or self.published).__getitem__, precision, replay)[0].double()
 
-    def compare(self) -> list[Compared]:
-        return [
-            *self.at_once(self.pair, "model(ids)"),
-            *self.in_chunks(self.pair),
-            *self.at_once(self.many, "20 sequences at once"),
-            *self.by_decode(self.many, 1, "20 sequences"),
-        ]
-
-    def at_once(self, batch: _Batch, name: str) -> list[Compared]:
-        lengths = [len(i) for i in batch.ids]
-        made = self.model(_padded(batch.ids), lengths=lengths)
-        return [self.compared(name, [made[i, :n] for i, n in enumerate(lengths)], batch.logits)]
-
-    def in_chunks(self, batch: _Batch) -> list[Compared]:
-        """Prefill cut at 1, 2 and a little before the end, in slots out of order, then decode."""
-        shortest = min(len(i) for i in batch.ids)
-        ends = sorted({1, 2, shortest // 2, shortest - 2})
-        slots = [2, 0]
-        cache = self.model.new_cache(3, max(len(i) for i in batch.ids))
-        made: list[torch.Tensor] = []
-        wanted: list[torch.Tensor] = []
-        start = 0
-        for end in ends:
-            made += self.model.prefill(torch.stack([i[start:end] for i in batch.ids]), cache, slots=slots)
-            wanted += [x[end - 1] for x in batch.logits]
-            start = end
-        found = [self.compared(f"prefill in chunks to {', '.join(map(str, ends))}", made, wanted)]
-        return found + self.decoded(batch, cache, slots, ends[-1], shortest, "decode after it")
-
-    def by_decode(self, batch: _Batch, first: int, name: str) -> list[Compared]:
-        """Prefill of the first tokens, the rest one by one."""
-        cache = self.model.new_cache(len(batch.ids), max(len(i) for i in batch.ids))
-        self.model.prefill(torch.stack([i[:first] for i in batch.ids]), cache)
-        return self.decoded(
-            batch, cache, list(range(len(batch.ids))), first, min(map(len, batch.ids)), f"decode of {name}"
+    def compare_raised(self, ids: Sequence[torch.Tensor]) -> Compared:
+        """The graph in which routing is replayed against the one that the front end wrote; both choose for themselves."""
+        wanted, found = (self.logits(module, ids, torch.float64) for module in (self.graph, self.raised))
+        return Compared(
+            "the raised graph, in fp64", tuple(found.shape), float(_errors(found, wanted, wanted).max()), SAME
         )
 
-    def decoded(self, batch: _Batch, cache: Any, slots: list[int], start: int, stop: int, name: str) -> list[Compared]:
-        made: list[torch.Tensor] = []
-        wanted: list[torch.Tensor] = []
-        for t in range(start, stop):
-            made += self.model.decode(torch.stack([i[t] for i in batch.ids]), cache, slots=slots)
-            wanted += [x[t] for x in batch.logits]
-        return [self.compared(name, made, wanted)]
+    def compare(self, made: _Run) -> list[Compared]:
+        """A run's logits, and its choice of experts."""
+        experts = [e.cpu() for e in made.experts]
+        replay = Replay(experts)
+        exact = self.logits(self.raised, made.ids, torch.float64, replay)
+        errors = [_errors(logits.cpu().double(), exact[rows], exact) for _, logits, rows in made.parts]
+        shortfalls = _by_layer(replay.shortfalls, replay)
+        allowed = torch.full((len(exact),), self.tolerance)
+        allowed_shortfalls = torch.full_like(shortfalls, self.tolerance)
 
-    def compared(self, name: str, made: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> Compared:
-        a = torch.cat([m.reshape(-1, self.vocabulary) for m in made]).cpu().double()
-        b = torch.cat([w.reshape(-1, self.vocabulary) for w in wanted])
-        scale = max(1.0, float(b.std()))
-        return Compared(name + self.note, tuple(a.shape), float((a - b).abs().max()) / scale, self.tolerance)
+        def results() -> list[Compared]:
+            found = [
+                _worst(name, logits.shape, error, allowed[rows])
+                for (name, logits, rows), error in zip(made.parts, errors, strict=True)
+            ]
+            if experts:
+                shape = (len(experts), *experts[0].shape)
+                found.append(_worst(f"experts of {made.parts[0][0]}", shape, shortfalls, allowed_shortfalls))
+            return found
 
-    def on_edge(self) -> bool:
-        """Whether the reference jumps when each weight is changed by a rounding of the model's arithmetic.
+        found = results()
+        if all(one.passed for one in found):
+            return found
+        for usual, off in self.unfused(made.ids, experts, exact, replay):
+            allowed = torch.fmax(allowed, MULTIPLE * usual)
+            # A score that is too high and one that is too low make a shortfall of twice the error.
+            allowed_shortfalls = torch.fmax(allowed_shortfalls, 2 * MULTIPLE * off)
+            found = results()
+            if all(one.passed for one in found) or not all(one.error <= HOPELESS * one.allowed for one in found):
+                break
+        return found
 
-        Each change is tried in both directions: a tie between two experts is decided otherwise by one of them.
+    def unfused(
+        self, ids: Sequence[torch.Tensor], experts: Sequence[torch.Tensor], exact: torch.Tensor, replay: Replay
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The same graph in the artifact's own precision: errors of each token's logits [N], and of its scores in each layer [layers, N].
+
+        After the first, weights are off by about a rounding: other roundings are made everywhere, hence other errors.
         """
-        step = 4 * torch.finfo(torch.float32 if self.tolerance < 1e-3 else torch.bfloat16).eps
-        for _ in range(PROBES):
-            noise = {
-                n: torch.randn(t.shape, generator=self.generator, dtype=t.dtype) for n, t in self.published.items()
-            }
-            for sign in (step, -step):
-                changed = {name: t * (1 + sign * noise[name]) for name, t in self.published.items()}
-                if any(self.jump(batch, changed) > self.tolerance / 2 for batch in (self.pair, self.many)):
-                    return True
-        return False
-
-    def jump(self, batch: _Batch, changed: Mapping[str, torch.Tensor]) -> float:
-        """How far the reference's logits move when it is given other weights."""
-        again = self.reference(batch.ids, changed)
-        return max(float((a - b).abs().max()) for a, b in zip(again, batch.logits, strict=True))
+        step = torch.finfo(torch.bfloat16 if self.storage == "bf16" else torch.float32).eps / 2
+        generator = torch.Generator().manual_seed(0)
+        for sample in range(SAMPLES):
+            weights = self.published
+            if sample:
+                weights = {
+                    name: t * (1 + step * torch.randn(t.shape, generator=generator, dtype=t.dtype))
+                    for name, t in self.published.items()
+                }
+            again = Replay(experts)
+            logits = self.logits(self.raised, ids, None, again, weights)
+            off = [(a - b).abs().amax(-1) for a, b in zip(again.scores, replay.scores, strict=True)]
+            yield _errors(logits, exact, exact), _by_layer(off, replay)
 
 
-def _padded(ids: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows of equal length, filled up with zeros."""
-    made = torch.zeros((len(ids), max(len(i) for i in ids)), dtype=torch.int64)
-    for row, i in zip(made, ids, strict=True):
-        row[: len(i)] = i
-    return made
+def _worst(name: str, shape: Sequence[int], errors: torch.Tensor, allowed: torch.Tensor) -> Compared:
+    """The error that is largest for what is allowed at its token."""
+    at = int((errors / allowed).argmax())
+    return Compared(name, tuple(shape), float(errors.flatten()[at]), float(allowed.flatten()[at]))
+
+
+def _errors(made: torch.Tensor, wanted: torch.Tensor, all_wanted: torch.Tensor) -> torch.Tensor:
+    """The largest error of each row of logits, where all logits have a standard deviation of 1."""
+    return (made - wanted).abs().amax(-1) / max(1.0, float(all_wanted.std()))
+
+
+def _by_layer(rows: Sequence[torch.Tensor], replay: Replay) -> torch.Tensor:
+    """What was found out about each layer's scores [N], where these have a standard deviation of 1: [layers, N]."""
+    return torch.stack([r / s.std() for r, s in zip(rows, replay.scores, strict=True)]) if rows else torch.zeros(0, 0)

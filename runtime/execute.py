@@ -58,11 +58,19 @@ class Binder:
     """
 
     def __init__(
-        self, sizes: Sizes, weights: Mapping[str, torch.Tensor], kernels: Kernels, memory: torch.Tensor | None
+        self,
+        sizes: Sizes,
+        weights: Mapping[str, torch.Tensor],
+        kernels: Kernels,
+        memory: torch.Tensor | None,
+        *,
+        record_routing: bool = False,
     ) -> None:
         self.N, self.B, self.R, self.P, self.S = sizes.N, sizes.B, sizes.R, sizes.P, sizes.S
         self.steps: list[Callable[[], Any]] = []
+        self.experts: list[torch.Tensor] = []
         self.high = 0
+        self._record_routing = record_routing
         self._weights = weights
         self._kernels = kernels
         self._memory = memory
@@ -97,6 +105,10 @@ class Binder:
             given.append(tensor)
         if self._memory is not None:
             self.steps.append(self._kernels.bind(kernel, given))
+            if self._record_routing:
+                for taken in self._kernels.experts(kernel, given):
+                    self.experts.append(torch.empty_like(taken))
+                    self.copy(taken, self.experts[-1])
         self._top = before
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
@@ -119,11 +131,15 @@ class Binder:
 
 @dataclass(frozen=True)
 class Bound:
-    """A program bound to sizes and memory: write the inputs, run, read the logits."""
+    """A program bound to sizes and memory: write the inputs, run, read the logits.
+
+    `experts`: what each layer's routing took, where the program was bound to record it.
+    """
 
     inputs: Mapping[str, torch.Tensor]
     logits: torch.Tensor
     steps: Sequence[Callable[[], Any]]
+    experts: Sequence[torch.Tensor]
     generation: int
 
     def run(self) -> None:
@@ -140,6 +156,8 @@ def bind(
     weights: Mapping[str, torch.Tensor],
     kernels: Kernels,
     arena: Arena,
+    *,
+    record_routing: bool = False,
 ) -> Bound:
     """Bind an entry point of a host program.
 
@@ -152,11 +170,12 @@ def bind(
         weights: prepared weights by key.
         kernels: what to launch.
         arena: where intermediates live; grown if need be.
+        record_routing: copy the experts that each layer takes, behind the launch that chooses them.
     """
     taken = [tensors[name] for name in arguments]
     measured = Binder(sizes, weights, kernels, None)
     program(measured, *taken, logits)
     arena.reserve(measured.high)
-    binder = Binder(sizes, weights, kernels, arena.memory)
+    binder = Binder(sizes, weights, kernels, arena.memory, record_routing=record_routing)
     program(binder, *taken, logits)
-    return Bound(tensors, logits, tuple(binder.steps), arena.generation)
+    return Bound(tensors, logits, tuple(binder.steps), tuple(binder.experts), arena.generation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from ringc.errors import RunError
 from ringc.runtime.artifact import Artifact, open_artifact
 from ringc.runtime.backends import Kernels, run_file
-from ringc.runtime.cache import Cache
+from ringc.runtime.cache import Cache, Key
 from ringc.runtime.execute import Arena, Bound, Sizes, bind
 from ringc.runtime.sample import Sampling, sample
 from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
@@ -23,6 +24,9 @@ PREFILL = 2048
 """Tokens of a prompt that `generate` takes at a time: more need more memory and are no faster."""
 
 Ids = torch.Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+Routing = list[tuple[torch.Tensor, ...]]
+"""For each call, the experts that each layer with experts took: i32[N, k], a row for each token of the call, in order of layers."""
 
 
 def load(
@@ -86,6 +90,7 @@ class Model(torch.nn.Module):
             name: [argument for argument, _ in versions[0]["inputs"]] for name, versions in manifest["entries"].items()
         }
         self._arena = Arena(self.device)
+        self._recordings: list[Routing] = []
 
     # -- what users call
 
@@ -239,7 +244,7 @@ class Model(torch.nn.Module):
             logits = self.prefill(prompt[None, start : start + PREFILL], cache)
         if count > 1:
             # Loading the kernels of a decode step is part of the wait for the first token, not of the time for each.
-            step = ("decode", 1, 1, 1)
+            step = Key("decode", 1, 1, 1, bool(self._recordings))
             cache.keep(step, self._bind(step, cache))
         made: list[int] = []
         for _ in range(count):
@@ -251,6 +256,28 @@ class Model(torch.nn.Module):
             if any(made[-len(s) :] == s for s in stop) or len(made) == count:
                 return
             logits = self.decode(torch.tensor([token]), cache)
+
+    @contextmanager
+    def record_routing(self) -> Iterator[Routing]:
+        """Record the experts that tokens are given to, for as long as the block runs.
+
+            with model.record_routing() as calls:
+                model.prefill([[1, 2, 3], [4, 5, 6]], cache)
+                model.decode([7, 8], cache)
+            calls[0][2]  # prefill, third layer with experts: i32[6, k]
+
+        Each call of the model, `prefill`, `decode` or a whole one, adds an entry: one tensor i32[N, k] for each layer that has
+        experts, in order of layers, on the model's device. The N tokens are those of the first sequence, then those of the second,
+        ..., without filling. The order within a row means nothing. A model without experts gives empty entries.
+
+        Programs are bound apart for this: what isn't recorded costs nothing.
+        """
+        calls: Routing = []
+        self._recordings.append(calls)
+        try:
+            yield calls
+        finally:
+            self._recordings = [other for other in self._recordings if other is not calls]
 
     def state_dict(self, *_args: Any, **_kwargs: Any) -> dict[str, Any]:  # type: ignore[override] # has no prefix
         """Published name -> tensor, read back out of the layouts that the kernels use. A copy."""
@@ -268,20 +295,22 @@ class Model(torch.nn.Module):
     def _run(self, entry: str, cache: Cache, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Bind the entry point for these sizes, unless it is, and replay it."""
         rows = inputs.get("rows", inputs["ids"])
-        key = (entry, len(inputs["ids"]), len(inputs["slots"]), len(rows))
+        key = Key(entry, len(inputs["ids"]), len(inputs["slots"]), len(rows), bool(self._recordings))
         bound = cache.bound.pop(key, None)
         if bound is None or bound.generation != self._arena.generation:
             bound = self._bind(key, cache)
         for name, value in inputs.items():
             bound.inputs[name].copy_(value)
         bound.run()
+        for calls in self._recordings:
+            calls.append(tuple(taken.clone() for taken in bound.experts))
         if bound.logits.numel() * 4 > KEEP_LOGITS:
             return bound.logits
         cache.keep(key, bound)
         return bound.logits.clone()
 
-    def _bind(self, key: tuple[str, int, int, int], cache: Cache) -> Bound:
-        entry, tokens, batch, rows = key
+    def _bind(self, key: Key, cache: Cache) -> Bound:
+        entry, tokens, batch, rows, record_routing = key
 
         def integers(count: int) -> torch.Tensor:
             return torch.empty(count, dtype=torch.int32, device=self.device)
@@ -298,7 +327,15 @@ class Model(torch.nn.Module):
         sizes = Sizes(tokens, batch, rows, cache.batch_size, cache.max_len)
         arguments = self._arguments[entry]
         return bind(
-            self._programs[entry], arguments, tensors, logits, sizes, self._prepared, self._kernels, self._arena
+            self._programs[entry],
+            arguments,
+            tensors,
+            logits,
+            sizes,
+            self._prepared,
+            self._kernels,
+            self._arena,
+            record_routing=record_routing,
         )
 
     # -- checks

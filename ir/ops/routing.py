@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ringc.ir.builder import Builder
-from ringc.ir.core import Value, attr, operand, operation, optional_operand
+from ringc.ir.core import Block, Env, Value, attr, operand, operation, optional_operand
 from ringc.ir.ops.composite import Composite
 from ringc.ir.ops.index import Scatter, TakeAlong, TopK
 from ringc.ir.ops.pointwise import Add, Div, Mul, Sigmoid, Where
@@ -15,6 +16,9 @@ from ringc.ir.ops.shape import Broadcast, Reshape
 from ringc.ir.ops.source import Constant, scalar
 from ringc.ir.symbols import Dim, mul
 from ringc.ir.types import DType, Type
+
+if TYPE_CHECKING:
+    import torch
 
 
 @operation("route")
@@ -66,12 +70,37 @@ class Route(Composite):
         return int(self.logits.shape[1])
 
     def decompose(self, b: Builder, *inputs: Value) -> Sequence[Value]:
-        logits = inputs[0]
-        n, experts = logits.shape
-        each = self.experts // self.groups
-        dtype = logits.tensor.dtype
+        p, biased = self._scores(b, *inputs)
+        ids = self._best(b, biased)
+        return [ids, self._weights(b, p, ids)]
+
+    def reference(self, env: Env, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        if env.replay is None:
+            return super().reference(env, *inputs)
+        from ringc.ir.interpret import run_block
+
+        ids = self.results[0]
+        taken = env.replay.take(env.shape(ids.type.shape))
+        arguments = (*self.inputs(), ids)
+        block = Block([v.type for v in arguments], [v.name for v in arguments])
+        b, given = Builder(block), block.args[-1]
+        p, biased = self._scores(b, *block.args[:-1])
+        block.set_outputs([biased, self._best(b, biased), self._weights(b, p, given)])
+        # What is no expert at all is judged below; here it must only not be followed out of the tables.
+        safe = taken.clamp(0, self.experts - 1)
+        scores, own, weights = run_block(block, (*inputs, safe), env)
+        env.replay.judge(self, scores, own, taken)
+        return [safe, weights]
+
+    def _scores(self, b: Builder, logits: Value, *bias: Value) -> tuple[Value, Value]:
+        """(p, b)"""
         p = b(Sigmoid(logits) if self.score == "sigmoid" else Softmax(logits))
-        biased = p if self.bias is None else b(Add(p, inputs[1]))
+        return p, b(Add(p, *bias)) if bias else p
+
+    def _best(self, b: Builder, biased: Value) -> Value:
+        """The experts."""
+        n, experts = biased.shape
+        each = self.experts // self.groups
         if self.keep < self.groups:
             grouped = b(Reshape(biased, (n, self.groups, each)))
             score = b(Sum(b.insert(TopK(grouped, self.group_top)).results[0], axes=(2,)))
@@ -79,16 +108,20 @@ class Route(Composite):
             none = b(Broadcast(b(Constant((False,), DType.BOOL)), (n, self.groups)))
             one = b(Broadcast(b(Constant((True,), DType.BOOL)), (n, self.keep)))
             kept = b(Reshape(b(Scatter(none, best, one)), (n, self.groups, 1)))
-            masked = b(Where(kept, grouped, b(scalar(self.dropped, dtype))))
+            masked = b(Where(kept, grouped, b(scalar(self.dropped, biased.tensor.dtype))))
             biased = b(Reshape(masked, (n, experts)))
-        ids = b.insert(TopK(biased, self.top_k)).results[1]
+        return b.insert(TopK(biased, self.top_k)).results[1]
+
+    def _weights(self, b: Builder, p: Value, ids: Value) -> Value:
+        """What each of the experts counts."""
+        dtype = p.tensor.dtype
         weights = b(TakeAlong(p, ids))
         if self.normalize:
             total = b(Add(b(Sum(weights, axes=(1,), keep=True)), b(scalar(self.eps, dtype))))
             weights = b(Div(weights, total))
         if self.factor != 1.0:
             weights = b(Mul(weights, b(scalar(self.factor, dtype))))
-        return [ids, weights]
+        return weights
 
     def flops(self) -> Dim:
         """About one pass over the logits for each selected expert and group."""

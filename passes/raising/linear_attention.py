@@ -15,6 +15,7 @@ from ringc.ir.ops.scan import Scan
 from ringc.ir.ops.shape import Reshape, Transpose
 from ringc.ir.ops.source import Constant
 from ringc.ir.ops.state import StateRead, StateWrite
+from ringc.ir.symbols import Dim
 from ringc.ir.types import DType
 from ringc.passes.canonicalize.arithmetic import is_number, number
 from ringc.passes.raising.attention import written_before
@@ -126,10 +127,15 @@ def _outer_product(value: Value, state: Value) -> tuple[Value, Value]:
     else:
         product = look(value, Mul)
         a, b = product.a, product.b
-        if a.shape != (heads, dk, 1):
+        if _spread(a) != (heads, dk, 1):
             a, b = b, a
-    need(a.shape == (heads, dk, 1) and b.shape == (heads, 1, dv), "not an outer product of a key and a value")
+    need(_spread(a) == (heads, dk, 1) and _spread(b) == (heads, 1, dv), "not an outer product of a key and a value")
     return _row(a), _row(b)
+
+
+def _spread(value: Value) -> tuple[Dim, ...]:
+    """The shape with the leading axes of size 1 that arithmetic gives it: those of a single head may have been left out."""
+    return (1,) * (3 - value.tensor.rank) + value.shape
 
 
 def _read_out(o: Value, new: Value, state: Value) -> tuple[Value, float]:

@@ -14,8 +14,8 @@ import torch
 import ringc
 from ringc.codegen.triton.toolchain import installed_versions, known_problems
 from ringc.model_defs import load_spec
-from tests.cli.test_cli import right
-from tests.cli.test_cli import ringc as command
+from tests.cli.support import right
+from tests.cli.support import ringc as command
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 

@@ -101,6 +101,17 @@ def test_slopes_that_only_the_body_knows():
     assert "scan" in counts(text)
 
 
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("read_out", READ_OUT)
+def test_one_head_whose_axis_was_left_out(outer, read_out):
+    """Arithmetic gives a single head's axis back, so canonicalize drops the reshape that adds it."""
+    text = layer(outer, read_out=read_out)
+    for two, one in (("[2, ", "[1, "), (" / B, 2, ", " / B, 1, "), ("; 2, ", "; 1, "), ("f32[2]", "f32[1]")):
+        text = text.replace(two, one)
+    names = counts(text, "canonicalize,cse,raise,dce")
+    assert names["linear_attention"] == 1 and not names["scan"]
+
+
 def test_scale_before_the_scan():
     text = layer(head=f"{C}\n%q0 = mul(%c, %q)\n{HEAD.replace('[%q, %k', '[%q0, %k')}", read_out="product, scaled o")
     assert found(text).scale == 0.25

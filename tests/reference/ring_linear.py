@@ -115,12 +115,14 @@ class Routing:
     """What a layer's router chose: expert ids [T, k] in falling order of score, their weights [T, k], and the margin [T].
 
     The margin is the smallest gap between a score that was taken and one that was not, over the choice of groups and the choice of
-    experts: the choice is the same for any scores that differ by less than half of it (groups: a quarter).
+    experts: the choice is the same for any scores that differ by less than half of it (groups: a quarter). `own` are the ids that the
+    router itself chooses: `ids`, unless these are replayed.
     """
 
     ids: Tensor
     weights: Tensor
     margin: Tensor
+    own: Tensor
 
 
 @dataclass(frozen=True)
@@ -313,11 +315,12 @@ def route(config: RingConfig, p: Weights, x: Tensor, replay: Tensor | None = Non
         kept = torch.zeros_like(by_group, dtype=torch.bool).scatter_(1, best, True)
         biased = biased.masked_fill(~kept.repeat_interleave(size, -1), config.masked_score)
     margin = torch.minimum(margin, _gap(biased, config.num_experts_per_tok))
-    ids = biased.topk(config.num_experts_per_tok, -1).indices if replay is None else replay
+    own = biased.topk(config.num_experts_per_tok, -1).indices
+    ids = own if replay is None else replay
     weights = scores.gather(1, ids)
     if config.norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return Routing(ids, weights * config.routed_scaling_factor, margin)
+    return Routing(ids, weights * config.routed_scaling_factor, margin, own)
 
 
 def moe(config: RingConfig, p: Weights, x: Tensor, replay: Tensor | None = None) -> tuple[Tensor, Routing]:

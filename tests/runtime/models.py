@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from ringc.model_defs.spec import Spec
 from ringc.runtime.weights import random_parameter
@@ -56,6 +59,20 @@ def reference_config(spec: Spec) -> RingConfig:
 def reference_weights(config: RingConfig, seed: int) -> dict[str, torch.Tensor]:
     """What `random:SEED` gives, in double precision."""
     return {name: random_parameter(name, shape, seed).double() for name, shape in weight_shapes(config).items()}
+
+
+def sharded(folder: Path, tensors: Mapping[str, torch.Tensor], count: int = 3) -> Path:
+    """A checkpoint in several files with an index."""
+    folder.mkdir(exist_ok=True)
+    names = list(tensors)
+    weight_map: dict[str, str] = {}
+    for i in range(count):
+        file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+        part = {n: tensors[n] for n in names[i::count]}
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
 
 
 def compiled(spec: str | Spec, folder: Path, target: str = "torch") -> Path:

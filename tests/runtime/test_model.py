@@ -167,6 +167,72 @@ def test_published_weights_come_back_out(tiny: Model, weights: dict[str, torch.T
         assert torch.equal(found[name], wanted.float()), name
 
 
+class TestRecordRouting:
+    def test_it_gives_the_experts_of_each_layer_and_call(
+        self, tiny: Model, config: RingConfig, weights: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> None:
+        """A whole call with filling, then prefill and decode of the same sequences."""
+        ids = torch.randint(0, config.vocab_size, (2, 9), generator=generator)
+        lengths = [9, 5]
+        wanted = [forward(config, weights, row[:n]).routing for row, n in zip(ids, lengths, strict=True)]
+        assert min(float(r.margin.min()) for routing in wanted for r in routing.values()) > 1e-5
+        cache = tiny.new_cache(2, 9)
+        with tiny.record_routing() as calls:
+            tiny(ids, lengths=lengths)
+            tiny.prefill(ids[:, :4], cache)
+            tiny.decode(ids[:, 4], cache)
+        layers = [i for i in range(config.num_hidden_layers) if not config.is_dense(i)]
+        assert [len(call) for call in calls] == [len(layers)] * 3
+        for i, layer in enumerate(layers):
+            first, second = (routing[layer].ids.sort(-1).values for routing in wanted)
+            for call, rows in zip(
+                calls,
+                [torch.cat([first, second]), torch.cat([first[:4], second[:4]]), torch.stack([first[4], second[4]])],
+                strict=True,
+            ):
+                assert call[i].dtype == torch.int32
+                assert torch.equal(call[i].long().sort(-1).values, rows)
+
+    def test_entries_are_copies_and_logits_are_the_same(self, tiny: Model) -> None:
+        cache, again = tiny.new_cache(1, 10), tiny.new_cache(1, 10)
+        wanted = [tiny.prefill([[1, 2]], cache), tiny.decode([3], cache), tiny.decode([4], cache)]
+        with tiny.record_routing() as calls:
+            made = [tiny.prefill([[1, 2]], again), tiny.decode([3], again)]
+            before = [t.clone() for t in calls[1]]
+            made.append(tiny.decode([4], again))
+        assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(calls[1], before, strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(calls[1], calls[2], strict=True))
+
+    def test_it_costs_nothing_when_it_is_off(self, tiny: Model) -> None:
+        cache = tiny.new_cache(1, 10)
+        tiny.prefill([[1, 2]], cache)
+        with tiny.record_routing() as calls:
+            tiny.prefill([[3, 4]], cache)
+        tiny.prefill([[5, 6]], cache)
+        assert len(calls) == 1
+        off, on = (next(b for k, b in cache.bound.items() if k.record_routing == flag) for flag in (False, True))
+        assert not off.experts
+        assert len(on.steps) == len(off.steps) + len(calls[0])
+
+    def test_recordings_may_be_nested_and_an_error_adds_nothing(self, tiny: Model) -> None:
+        with tiny.record_routing() as outer:
+            tiny([[1]])
+            with tiny.record_routing() as inner:
+                tiny([[2]])
+                with pytest.raises(RunError):
+                    tiny([[-1]])
+            tiny([[3]])
+        tiny([[4]])
+        assert (len(outer), len(inner)) == (3, 1)
+        assert all(torch.equal(a, b) for a, b in zip(outer[1], inner[0], strict=True))
+
+    def test_generated_tokens_are_recorded(self, tiny: Model) -> None:
+        with tiny.record_routing() as calls:
+            list(tiny.generate([1, 2, 3], max_new_tokens=3, end=None))
+        assert [len(call[0]) for call in calls] == [3, 1, 1]
+
+
 class TestGenerate:
     def test_greedy_is_the_reference_s_choice(
         self, tiny: Model, config: RingConfig, weights: dict[str, torch.Tensor]

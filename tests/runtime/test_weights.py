@@ -20,7 +20,7 @@ from ringc.model_defs import load_spec
 from ringc.runtime import memory
 from ringc.runtime.model import Model
 from ringc.runtime.weights import Preparation, random_parameter
-from tests.runtime.models import reference_config, reference_weights
+from tests.runtime.models import reference_config, reference_weights, sharded
 
 Tensors = dict[str, torch.Tensor]
 QKV = "model.layers.0.attention.query_key_value.weight"
@@ -29,20 +29,6 @@ QKV = "model.layers.0.attention.query_key_value.weight"
 @pytest.fixture(scope="module")
 def published() -> Tensors:
     return {n: w.float() for n, w in reference_weights(reference_config(load_spec("ring-tiny")), 3).items()}
-
-
-def sharded(folder: Path, tensors: Tensors, count: int = 3) -> Path:
-    """A checkpoint in several files with an index."""
-    folder.mkdir(exist_ok=True)
-    names = list(tensors)
-    weight_map: dict[str, str] = {}
-    for i in range(count):
-        file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
-        part = {n: tensors[n] for n in names[i::count]}
-        save_file(part, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
 
 
 class TestLoading:
