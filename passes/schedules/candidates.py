@@ -27,10 +27,10 @@ def candidates(family: str, body: Block, rows: Rows, target: Target) -> list[Can
 
 
 def typical_sizes(rows: Rows, entry: str) -> dict[str, int]:
-    """Sizes that stand for a version when costs are compared: one sequence in prefill, one token of each sequence in decode."""
+    """Sizes that stand for a version when costs are compared: one prompt in prefill, one token of sequences of 4096 in decode."""
     tokens = rows[1] // 2 or 1 if rows[1] else max(512, rows[0])
-    sequences = tokens if entry == "decode" else 1
-    return {"N": tokens, "B": sequences, "R": sequences, "P": sequences, "S": 4096}
+    sequences, held = (tokens, 4096) if entry == "decode" else (1, tokens)
+    return {"N": tokens, "B": sequences, "R": sequences, "P": sequences, "S": held}
 
 
 def _rows(template: str) -> Callable[[Block, Rows, Target], list[Candidate]]:
