@@ -103,7 +103,7 @@ def check_model(
     def draw(*lengths: int) -> list[torch.Tensor]:
         return [torch.randint(0, vocabulary, (n,), generator=generator) for n in lengths]
 
-    pair, many = draw(tokens, max(tokens // 2, 4)), draw(*[3] * 20)
+    pair, many = draw(max(tokens, 4), max(tokens // 2, 4)), draw(*[3] * 20)
     oracle = _Oracle(artifact, {name: t.cpu().double() for name, t in model.state_dict().items()})
     steps: list[Callable[[], list[Compared]]] = [
         lambda: [oracle.compare_raised(pair)],
