@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from ringc.cli import main
 
 Done = subprocess.CompletedProcess[str]
+
+needs_tvm = pytest.mark.skipif(find_spec("tvm") is None, reason="needs TVM, which compiles for the CPU")
 
 
 SMALL = """\

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.cli.support import needs_tvm
+
 ROOT = Path(__file__).parents[2]
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99", "cpp", "tcc", "icx", "nvcc", "ld", "as")
 
 
+@needs_tvm
 def test_the_demo_needs_no_compiler(tmp_path: Path) -> None:
     # Of programs there are make and what its recipes name, and a virtual environment that counts as installed.
     programs, venv = tmp_path / "programs", tmp_path / "venv" / "bin"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ringc.codegen.artifact import MANIFEST
-from tests.cli.support import SMALL, Done, command, contents
+from tests.cli.support import SMALL, Done, command, contents, needs_tvm
 
 LIMITED = """
 import resource, sys
@@ -58,6 +58,7 @@ def test_an_artifact_that_replaces_another(tmp_path: Path, spec: Path, tiny: Pat
     assert contents(tmp_path) == before
 
 
+@needs_tvm
 def test_the_kernel_cache(tmp_path: Path, spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("RINGC_CACHE_DIR", str(cache))
@@ -112,6 +113,7 @@ def test_an_artifact_on_a_full_disk(tmp_path: Path, size: str) -> None:
 
 
 @real
+@needs_tvm
 def test_the_kernel_cache_on_a_full_disk(tmp_path: Path, spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = tmp_path / "disk"
     monkeypatch.setenv("RINGC_CACHE_DIR", str(disk / "cache"))

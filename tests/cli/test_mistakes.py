@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from ringc.codegen import cpu
 from ringc.codegen.artifact import MANIFEST, digest, manifest_digest, to_json
 from ringc.model_defs import preset_text
-from tests.cli.support import SMALL, Done, Here, command, contents, ringc
+from tests.cli.support import SMALL, Done, Here, command, contents, needs_tvm, ringc
 
 TINY = preset_text("ring-tiny")
 INDEX = "model.safetensors.index.json"
@@ -571,6 +571,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, locked: Any) -> None:
 
 
 @needs_permissions
+@needs_tvm
 def test_a_cache_that_may_not_be_written(tmp_path: Path, locked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("RINGC_CACHE_DIR", str(locked(tmp_path / "cache", 0o500)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ringc.codegen.cache import Cache
-from tests.cli.support import SMALL, contents, right
+from tests.cli.support import SMALL, contents, needs_tvm, right
 
 IN_STEP = """
 import os, sys, time
@@ -57,7 +57,7 @@ def at_once(commands: list[list[str]], cache: Path, *, in_step: bool = False) ->
         assert process.returncode == 0, out + err
 
 
-@pytest.mark.parametrize("target", ["cpu", "sm_90"])
+@pytest.mark.parametrize("target", [pytest.param("cpu", marks=needs_tvm), "sm_90"])
 def test_one_cold_cache(tmp_path: Path, target: str) -> None:
     (tmp_path / "spec.yaml").write_text(SMALL)
     spec, cache = str(tmp_path / "spec.yaml"), tmp_path / "cache"

@@ -58,7 +58,7 @@ def softplus() -> Iterator[None]:
 
 @pytest.mark.parametrize("implementation", ["tvm.row{parallel=0}", "triton.row", "torch.eager"])
 @pytest.mark.usefixtures("softplus")
-def test_every_back_end_takes_it(implementation: str, tmp_path: Path) -> None:
+def test_every_back_end_takes_it(implementation: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (function,) = parse_module(TEXT.replace("IMPLEMENTATION", implementation)).functions.values()
     made = kernel_of(function)
     package = made.implementation.backend
@@ -67,8 +67,8 @@ def test_every_back_end_takes_it(implementation: str, tmp_path: Path) -> None:
     path = tmp_path / "row.py"
     path.write_text(emit(made).text)
     if package == "triton":
-        with InterpreterWorker() as worker:
-            (one,) = check_kernel(made, lambda *tensors: void(worker.run(path, *tensors)))
+        worker: InterpreterWorker = request.getfixturevalue("interpreter")
+        (one,) = check_kernel(made, lambda *tensors: void(worker.run(path, *tensors)))
     else:
         (one,) = check_kernel(made, backend(package).launcher(path, "row"))
     assert one.passed, one
