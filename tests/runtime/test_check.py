@@ -95,10 +95,9 @@ def test_a_tie_of_two_experts_may_be_decided_either_way(tiny_folder: Path) -> No
 
 
 class TestHalfPrecision:
-    @pytest.mark.parametrize("seed", [0, 1])
-    def test_a_right_model_passes(self, bf16_folder: Path, seed: int) -> None:
+    def test_a_right_model_passes(self, bf16_folder: Path) -> None:
         """Routing flips at many tokens: without its replay, logits differ by as much as they vary."""
-        compared = checked(bf16_folder, f"random:{seed}")
+        compared = checked(bf16_folder)
         assert all(one.passed for one in compared), compared
         experts = [one for one in compared if one.name.startswith("experts of ")]
         assert max(one.error for one in experts) > 0

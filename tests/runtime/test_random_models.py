@@ -1,6 +1,9 @@
 """Random models of the family against the reference: in one call, and prefill cut anywhere followed by decode.
 
-RINGC_RANDOM_MODELS=200 takes the first 200 draws on each target instead of the few that reach every feature.
+RINGC_RANDOM_MODELS=200 takes the first 200 draws on each target instead of the few that reach every feature. Of 400 models on target
+torch and 300 on cpu (the first 45 configurations, with several weights and texts each) none was off by more than 1.3e-4, and 6 had a
+margin below 1e-5. The worst have a norm behind linear attention that divides by a thousandth of the usual size; the reference's own code
+in single precision is off by as much there, once by 2.1e-4.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ SEEDS = range(COUNT) if COUNT else COVERING
 TARGETS = ["torch", *(["cpu"] if find_spec("tvm") else [])]
 
 MOST_REDRAWS = 3
-"""Of one configuration. About one draw in sixty has a margin below 1e-5."""
+"""Of one configuration. About one draw in a hundred has a margin below 1e-5."""
 
 
 def test_the_draws_reach_every_feature() -> None:
@@ -68,14 +71,14 @@ def test_logits_equal_the_reference(seed: int, target: str, tmp_path: Path) -> N
     # Any draw, however close two experts are, with the routing replayed.
     drawn, _ = draw(config, seed)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, seed, replayed=True)
-    assert found.error < found.allowed, found
+    assert found.error < TOLERANCE, found
     assert found.other < TOLERANCE, found
 
     # A draw whose margins single precision can tell, without.
     drawn, redraws = draw(config, seed, least=MARGIN)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, seed, replayed=False)
     print(f"seed {seed}, {target}: {redraws} redraws, {found}")
-    assert found.error < found.allowed, found
+    assert found.error < TOLERANCE, found
     assert redraws <= MOST_REDRAWS
 
 
@@ -96,7 +99,7 @@ def test_decays_of_no_published_model(decay: dict[str, object], tmp_path: Path) 
     ringc.compile(spec, tmp_path / "a", target="torch")
     drawn, _ = draw(reference_config(spec), 37, least=MARGIN)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, 37, replayed=False)
-    assert found.error < found.allowed, found
+    assert found.error < TOLERANCE, found
 
 
 @pytest.mark.parametrize("seed", [25, 37])
