@@ -202,6 +202,7 @@ class Model(torch.nn.Module):
         seed: int | None = None,
         stop: Sequence[Sequence[int]] = (),
         end: int | None = -1,
+        progress: Progress = lambda _done, _total: None,
     ) -> Iterator[int]:
         """Continue one sequence, token by token, as they are made.
 
@@ -212,6 +213,7 @@ class Model(torch.nn.Module):
             seed: makes the draw repeatable.
             stop: end as soon as the new tokens end in one of these.
             end: the token that ends the text, which is not given back; -1 for the vocabulary's, None for none.
+            progress: told how many tokens of the prompt are in.
 
         Raises:
             RunError: ids outside the vocabulary, an empty prompt, a parameter out of its range.
@@ -221,7 +223,7 @@ class Model(torch.nn.Module):
         if max_new_tokens < 1:
             raise RunError(f"max_new_tokens is {max_new_tokens}", help="ask for at least 1")
         sampling = Sampling(temperature, top_k, top_p)
-        return self._generate(prompt, max_new_tokens, sampling, seed, [list(s) for s in stop if len(s)], end)
+        return self._generate(prompt, max_new_tokens, sampling, seed, [list(s) for s in stop if len(s)], end, progress)
 
     def _generate(
         self,
@@ -231,6 +233,7 @@ class Model(torch.nn.Module):
         seed: int | None,
         stop: Sequence[list[int]],
         end: int | None,
+        progress: Progress,
     ) -> Iterator[int]:
         generator = torch.Generator(self.device)
         if seed is None:
@@ -241,6 +244,7 @@ class Model(torch.nn.Module):
         cache = self.new_cache(1, len(prompt) + count)
         logits = torch.empty(0)
         for start in range(0, len(prompt), PREFILL):
+            progress(start, len(prompt))
             logits = self.prefill(prompt[None, start : start + PREFILL], cache)
         if count > 1:
             # Loading the kernels of a decode step is part of the wait for the first token, not of the time for each.

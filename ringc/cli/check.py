@@ -27,15 +27,16 @@ def check(
     Every kernel and then the whole model run on this machine, on random inputs and with the given weights.
     """
     from ringc.cli.console import bar, out, table
-    from ringc.errors import UsageError
-    from ringc.runtime.artifact import open_artifact
-    from ringc.runtime.check import check_kernels, check_model
 
-    opened = open_artifact(artifact, allow_edited=allow_edited)
-    most = opened.manifest["max_positions"]
-    if not FEWEST_TOKENS <= tokens <= most:
-        raise UsageError(f"--tokens is {tokens}", help=f"use {FEWEST_TOKENS} to {most}, the positions of the model")
     with bar() as progress:
+        from ringc.errors import UsageError
+        from ringc.runtime.artifact import open_artifact
+        from ringc.runtime.check import check_kernels, check_model
+
+        opened = open_artifact(artifact, allow_edited=allow_edited)
+        most = opened.manifest["max_positions"]
+        if not FEWEST_TOKENS <= tokens <= most:
+            raise UsageError(f"--tokens is {tokens}", help=f"use {FEWEST_TOKENS} to {most}, the positions of the model")
         found = check_kernels(opened, progress=progress)
         rows = [
             (

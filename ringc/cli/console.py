@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 PATIENCE = 1.0
 """Seconds after which progress is shown."""
+
+STARTING = "starting"
+"""What is shown while nothing is known to be going on: large packages are being imported."""
 
 
 def out(text: str = "") -> None:
@@ -82,27 +85,47 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """Progress on the standard error, shown only once something has taken longer than a second, and only on a terminal."""
+    """Progress on the standard error, shown only once something has taken longer than a second, and only on a terminal.
+
+    A timer shows it, so that one long step is seen too, not only the steps behind the first second.
+    """
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[int, int]] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._progress: Progress | None = None
-        self._tasks: dict[str, int] = {}
+        self._timer = threading.Timer(PATIENCE, self._show)
+        self._timer.daemon = True
+        if sys.stderr.isatty():
+            self._timer.start()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """So much of this is done."""
-        if time.monotonic() - self._began < PATIENCE or not sys.stderr.isatty():
-            return
-        if self._progress is None:
-            self._progress = _progress()
-            self._progress.start()
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+        with self._lock:
+            self._known[what] = (done, total)
+            if self._progress is not None:
+                self._draw(self._progress)
 
     def stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._timer.cancel()
+        with self._lock:
+            if self._progress is not None:
+                self._progress.stop()
+
+    def _show(self) -> None:
+        with self._lock:
+            self._progress = _progress()
+            self._draw(self._progress)
+            self._progress.start()
+
+    def _draw(self, progress: Progress) -> None:
+        if self._known and STARTING in self._tasks:
+            progress.remove_task(self._tasks.pop(STARTING))
+        for what, (done, total) in (self._known or {STARTING: (0, 1)}).items():
+            if what not in self._tasks:
+                self._tasks[what] = progress.add_task(what)
+            progress.update(self._tasks[what], completed=done, total=total)
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,55 +59,58 @@ def run(
     if prompt == "":
         raise UsageError("the prompt is empty", help="give at least one character")
 
-    import torch
-
     from ringc.cli.console import bar
-    from ringc.runtime.artifact import open_artifact
-    from ringc.runtime.model import Model
-    from ringc.runtime.sample import Sampling
-    from ringc.runtime.tokenizer import find_tokenizer
 
-    Sampling(temperature, top_k, top_p)  # says what is wrong with them before gigabytes are loaded
-    opened = open_artifact(artifact, allow_edited=allow_edited)
-    vocabulary = opened.manifest["vocabulary"]
-    tokenizer = find_tokenizer(vocabulary, weights, artifact) if prompt is not None or stop else None
-    if prompt_ids is not None:
-        ids = _read_ids(prompt_ids, vocabulary["size"])
-    else:
-        assert tokenizer is not None and prompt is not None
-        ids = _encoded(tokenizer, prompt, vocabulary)
-    _check_length(len(ids), max_new_tokens, opened)
-    narrow = torch.bfloat16 if weights_dtype == "bf16" else None
     with bar() as progress:
-        model = Model(
-            opened, weights, weights_dtype=narrow, progress=lambda done, total: progress("weights", done, total)
-        )
-    if prompt is not None:
-        sys.stdout.write(prompt)
+        # Inside, as these imports take longer than a second on a slow machine.
+        import torch
+
+        from ringc.runtime.artifact import open_artifact
+        from ringc.runtime.model import Model
+        from ringc.runtime.sample import Sampling
+        from ringc.runtime.tokenizer import find_tokenizer
+
+        Sampling(temperature, top_k, top_p)  # says what is wrong with them before gigabytes are loaded
+        opened = open_artifact(artifact, allow_edited=allow_edited)
+        vocabulary = opened.manifest["vocabulary"]
+        tokenizer = find_tokenizer(vocabulary, weights, artifact) if prompt is not None or stop else None
+        if prompt_ids is not None:
+            ids = _read_ids(prompt_ids, vocabulary["size"])
+        else:
+            assert tokenizer is not None and prompt is not None
+            ids = _encoded(tokenizer, prompt, vocabulary)
+        _check_length(len(ids), max_new_tokens, opened)
+        narrow = torch.bfloat16 if weights_dtype == "bf16" else None
+        model = Model(opened, weights, weights_dtype=narrow, progress=partial(progress, "weights"))
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    _stream(model, tokenizer, ids, max_new_tokens, stop or [], as_ids=prompt is None, **options)
+    _stream(model, tokenizer, ids, prompt, max_new_tokens, stop or [], **options)
 
 
 def _stream(
     model: Model,
     tokenizer: Tokenizer | None,
     ids: list[int],
+    prompt: str | None,
     count: int,
     stop: list[str],
-    *,
-    as_ids: bool,
     **options: object,
 ) -> None:
-    """Print tokens as they come, then how fast they came."""
+    """Print the prompt and the tokens as they come, then how fast they came; numbers where the prompt was given in numbers."""
+    from ringc.cli.console import bar
     from ringc.cli.stopping import StopText
 
-    tokens = model.generate(ids, max_new_tokens=count, **options)  # type: ignore[arg-type]
+    as_ids = prompt is None
     text = tokenizer.stream() if tokenizer is not None else None
     guard = StopText(stop)
     began = time.perf_counter()
     first = None
     made = 0
-    for token in tokens:
+    with bar() as progress:
+        told = partial(progress, "prompt")
+        tokens = model.generate(ids, max_new_tokens=count, progress=told, **options)  # type: ignore[arg-type]
+        ahead = list(itertools.islice(tokens, 1))
+    sys.stdout.write(prompt or "")
+    for token in itertools.chain(ahead, tokens):
         made += 1
         first = first or time.perf_counter()
         piece = text.push(token) if text is not None else ""
