@@ -11,7 +11,7 @@ from ringc.ir.ops.call import Call, Launch
 from ringc.ir.symbols import symbol
 from ringc.passes.schedules.candidates import typical_sizes
 
-_FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor, "ceiling": sympy.ceiling}
+_FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor, "ceiling": sympy.ceiling, "exp": sympy.exp}
 
 
 def predicted_seconds(module: Module, version: Function, sizes: Mapping[str, int] | None = None) -> float:
