@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from ringc.runtime.backends import Kernels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector."""
@@ -23,6 +27,10 @@ DTYPES = {
 
 Buffer = Callable[[int, tuple[int, ...], str], torch.Tensor]
 """`buffer(number, shape, dtype)` of a frame."""
+
+
+Numbers: TypeAlias = "Sequence[int] | NDArray[np.int64]"
+"""Whole numbers on the host."""
 
 
 class Arena:
@@ -129,6 +137,33 @@ class Binder:
         return self._memory[start : start + size].view(dtype).view(shape)
 
 
+class Inputs:
+    """The whole numbers that a program takes: written on the host, handed to its device in one copy.
+
+    Args:
+        counts: how many numbers of each name.
+        device: the program's.
+    """
+
+    def __init__(self, counts: Mapping[str, int], device: torch.device) -> None:
+        each = ALIGNMENT // torch.int32.itemsize
+        starts, top = {}, 0
+        for name, count in counts.items():
+            starts[name] = top
+            top += -(-count // each) * each
+        self._host = torch.zeros(top, dtype=torch.int32)
+        self._device = self._host if device.type == "cpu" else self._host.to(device)
+        self.tensors = {name: self._device[starts[name] : starts[name] + n] for name, n in counts.items()}
+        self._arrays = {name: self._host[starts[name] : starts[name] + n].numpy() for name, n in counts.items()}
+
+    def write(self, values: Mapping[str, Numbers]) -> None:
+        """Give each input its numbers. Lists of a decode step are written within a microsecond, where a tensor's copy takes several."""
+        for name, numbers in values.items():
+            self._arrays[name][:] = numbers
+        if self._device is not self._host:
+            self._device.copy_(self._host)
+
+
 @dataclass(frozen=True)
 class Bound:
     """A program bound to sizes and memory: write the inputs, run, read the logits.
@@ -136,7 +171,7 @@ class Bound:
     `experts`: what each layer's routing took, where the program was bound to record it.
     """
 
-    inputs: Mapping[str, torch.Tensor]
+    inputs: Inputs
     logits: torch.Tensor
     steps: Sequence[Callable[[], Any]]
     experts: Sequence[torch.Tensor]
@@ -150,7 +185,8 @@ class Bound:
 def bind(
     program: Callable[..., None],
     arguments: Sequence[str],
-    tensors: Mapping[str, torch.Tensor],
+    inputs: Inputs,
+    states: Mapping[str, torch.Tensor],
     logits: torch.Tensor,
     sizes: Sizes,
     weights: Mapping[str, torch.Tensor],
@@ -164,7 +200,7 @@ def bind(
     Args:
         program: the entry point's function.
         arguments: names of its arguments, in order.
-        tensors: the inputs and states by these names.
+        inputs, states: what has these names.
         logits: where its result goes.
         sizes: values of the symbols.
         weights: prepared weights by key.
@@ -172,10 +208,10 @@ def bind(
         arena: where intermediates live; grown if need be.
         record_routing: copy the experts that each layer takes, behind the launch that chooses them.
     """
-    taken = [tensors[name] for name in arguments]
+    taken = [inputs.tensors[name] if name in inputs.tensors else states[name] for name in arguments]
     measured = Binder(sizes, weights, kernels, None)
     program(measured, *taken, logits)
     arena.reserve(measured.high)
     binder = Binder(sizes, weights, kernels, arena.memory, record_routing=record_routing)
     program(binder, *taken, logits)
-    return Bound(tensors, logits, tuple(binder.steps), tuple(binder.experts), arena.generation)
+    return Bound(inputs, logits, tuple(binder.steps), tuple(binder.experts), arena.generation)

@@ -13,7 +13,7 @@ from ringc.errors import RunError
 from ringc.runtime.artifact import Artifact, open_artifact
 from ringc.runtime.backends import Kernels, run_file
 from ringc.runtime.cache import Cache, Key
-from ringc.runtime.execute import Arena, Bound, Sizes, bind
+from ringc.runtime.execute import Arena, Bound, Inputs, Numbers, Sizes, bind
 from ringc.runtime.sample import Sampling, sample
 from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
 
@@ -146,18 +146,18 @@ class Model(torch.nn.Module):
         cache.check_room(places, counts)
         valid = torch.arange(longest) < torch.tensor(counts)[:, None]
         packed = tokens[valid]
-        self._check_range(packed)
+        self._check_range(int(packed.min()), int(packed.max()))
         starts = torch.tensor([cache.length(s) for s in places])
         positions = (starts[:, None] + torch.arange(longest))[valid]
         offsets = torch.tensor([0, *counts]).cumsum(0)
         total = int(offsets[-1])
         rows = torch.arange(total) if all_logits else offsets[1:] - 1
-        inputs = {
-            "ids": packed,
-            "positions": positions,
-            "slots": torch.tensor(places),
-            "offsets": offsets,
-            "rows": rows,
+        inputs: dict[str, Numbers] = {
+            "ids": packed.numpy(),
+            "positions": positions.numpy(),
+            "slots": places,
+            "offsets": offsets.numpy(),
+            "rows": rows.numpy(),
         }
         made = self._run("prefill", cache, inputs)
         cache.advance(places, counts)
@@ -175,17 +175,16 @@ class Model(torch.nn.Module):
         Raises:
             RunError: as for `prefill`.
         """
-        tokens = self._checked(ids, 1)
-        self._check_range(tokens)
-        batch = tokens.shape[0]
+        tokens = self._checked(ids, 1).tolist()
+        self._check_range(min(tokens), max(tokens))
+        batch = len(tokens)
         places = self._slots(cache, slots, batch)
         cache.check_room(places, [1] * batch)
-        positions = torch.tensor([cache.length(s) for s in places])
-        inputs = {
+        inputs: dict[str, Numbers] = {
             "ids": tokens,
-            "positions": positions,
-            "slots": torch.tensor(places),
-            "offsets": torch.arange(batch + 1),
+            "positions": [cache.length(s) for s in places],
+            "slots": places,
+            "offsets": range(batch + 1),
         }
         made = self._run("decode", cache, inputs)
         cache.advance(places, [1] * batch)
@@ -219,7 +218,7 @@ class Model(torch.nn.Module):
             RunError: ids outside the vocabulary, an empty prompt, a parameter out of its range.
         """
         prompt = self._checked(ids, 1)
-        self._check_range(prompt)
+        self._check_range(int(prompt.min()), int(prompt.max()))
         if max_new_tokens < 1:
             raise RunError(f"max_new_tokens is {max_new_tokens}", help="ask for at least 1")
         sampling = Sampling(temperature, top_k, top_p)
@@ -296,15 +295,14 @@ class Model(torch.nn.Module):
     # -- running
 
     @torch.no_grad()
-    def _run(self, entry: str, cache: Cache, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _run(self, entry: str, cache: Cache, inputs: Mapping[str, Numbers]) -> torch.Tensor:
         """Bind the entry point for these sizes, unless it is, and replay it."""
         rows = inputs.get("rows", inputs["ids"])
         key = Key(entry, len(inputs["ids"]), len(inputs["slots"]), len(rows), bool(self._recordings))
         bound = cache.bound.pop(key, None)
         if bound is None or bound.generation != self._arena.generation:
             bound = self._bind(key, cache)
-        for name, value in inputs.items():
-            bound.inputs[name].copy_(value)
+        bound.inputs.write(inputs)
         bound.run()
         for calls in self._recordings:
             calls.append(tuple(taken.clone() for taken in bound.experts))
@@ -315,25 +313,15 @@ class Model(torch.nn.Module):
 
     def _bind(self, key: Key, cache: Cache) -> Bound:
         entry, tokens, batch, rows, record_routing = key
-
-        def integers(count: int) -> torch.Tensor:
-            return torch.empty(count, dtype=torch.int32, device=self.device)
-
-        tensors = {
-            "ids": integers(tokens),
-            "positions": integers(tokens),
-            "slots": integers(batch),
-            "offsets": integers(batch + 1),
-            "rows": integers(rows),
-            **cache.states,
-        }
+        counts = {"ids": tokens, "positions": tokens, "slots": batch, "offsets": batch + 1, "rows": rows}
         logits = torch.empty((rows, self.vocabulary["size"]), dtype=torch.float32, device=self.device)
         sizes = Sizes(tokens, batch, rows, cache.batch_size, cache.max_len)
         arguments = self._arguments[entry]
         return bind(
             self._programs[entry],
             arguments,
-            tensors,
+            Inputs(counts, self.device),
+            cache.states,
             logits,
             sizes,
             self._prepared,
@@ -361,9 +349,8 @@ class Model(torch.nn.Module):
             raise RunError(f"ids of shape {list(tokens.shape)}", help=f"ids are {shape} here")
         return tokens.cpu()
 
-    def _check_range(self, tokens: torch.Tensor) -> None:
+    def _check_range(self, low: int, high: int) -> None:
         size = int(self.vocabulary["size"])
-        low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= size:
             wrong = low if low < 0 else high
             raise RunError(f"the id {wrong} is outside the vocabulary of {size}", help=f"ids are 0 .. {size - 1}")
