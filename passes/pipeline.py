@@ -18,10 +18,10 @@ def default_pipeline() -> list[Pass]:
         "raise",  # find attention, linear attention, routing, rope, norms in the decomposed graph
         "dce",  # what the composite operations replaced
         "outline",  # from here on, work follows the number of different layers, not of layers
-        "versions",  # fixes the form of linear attention, which decides what may be fused
+        "versions",  # fixes the form of linear attention before anything is fused around it
         "fuse",  # regions around products, attention, routing; the rest into row kernels
         "library",  # a fusion that competes with a library call stands beside it: never below the library
-        "select",  # among alternatives: the tuning record, else the cost model
+        "select",  # among alternatives and configurations, by the cost model
         "layout",  # what was selected decides how the weights are stored: written as the `prepare` function
         "kernels",  # equal regions become one kernel
         "memory",  # liveness, one arena, states in place

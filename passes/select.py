@@ -74,7 +74,7 @@ class _Chooser:
             reasons = "; ".join(c.illegal for c in (best, *others))
             raise CodegenError(f"no {op.family} kernel is legal on {self.target.name}: {reasons}")
         op.implementation, op.seconds, op.workspace = best.implementation, str(best.seconds), best.workspace
-        op.lost = tuple((c.implementation, str(c.seconds), c.illegal) for c in others)
+        op.lost = tuple((c.implementation, str(c.seconds), c.illegal, op.seconds) for c in others)
 
     def settle(self, op: Alternatives) -> None:
         """Put the cheapest legal way in the place of the choice."""
@@ -90,7 +90,8 @@ class _Chooser:
             assert isinstance(copy, Fused)
             self.configure(copy)
             made.append(copy)
-        made[0].lost += tuple((p.implementation, str(p.seconds), p.illegal) for p in prices if p is not prices[best])
+        won, others = prices[best], (p for p in prices if p is not prices[best])
+        made[0].lost += tuple((p.implementation, str(p.seconds), p.illegal, str(won.seconds)) for p in others)
         for old, output in zip(op.results, way.outputs, strict=True):
             mapping[output].name = old.name
             body.replace_uses(old, mapping[output])

@@ -1,7 +1,7 @@
 """Versions: an entry point is cut into few versions, each for a range of sizes in which one form of everything is best.
 
 A version is a copy of the entry point and of the layers that it calls, with a *guard* (a condition on the sizes, which the host program
-tests in order) and the form of linear attention fixed: the form decides what may be fused around it, so it comes before fusing. What the
+tests in order) and the form of linear attention fixed: what may be fused around it depends on the form, so it comes before fusing. What the
 forms cost, and where they cross, stays with every version for `ringc explain`.
 """
 

@@ -62,7 +62,8 @@ class Fused(RegionOp):
 
     `implementation` is what `select` chose: a template and its configuration, as in `tvm.matmul{rows=8,block=32}`; `seconds` is its
     predicted time as an expression of the sizes, `workspace` the memory that its kernel wants beside the outputs. `lost` holds what was
-    not chosen: implementation, predicted time, and why it is illegal, if so.
+    not chosen: implementation, predicted time, why it is illegal, if so, and the time that won (that of several kernels, where a whole way
+    of `alternatives` lost).
     A state that the body writes is given back as a result and updated in place.
     """
 
@@ -72,7 +73,7 @@ class Fused(RegionOp):
     implementation: str = attr(default="")
     seconds: str = attr(default="")
     workspace: tuple[TensorType, ...] = attr(default=())
-    lost: tuple[tuple[str, str, str], ...] = attr(default=())
+    lost: tuple[tuple[str, str, str, str], ...] = attr(default=())
 
     @property
     def effect(self) -> Effect:  # type: ignore[override]

@@ -6,10 +6,7 @@ from ringc.ir.core import Block
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.symbols import mul
 from ringc.ir.types import DType, TensorType
-from ringc.passes.schedules.model import Rows
-
-FEW = 16
-"""Up to this many tokens the keys are split, so that a single sequence keeps all processors busy."""
+from ringc.passes.schedules.model import FEW, Rows
 
 BLOCKS = 128
 """Blocks of threads that one token is given."""
@@ -18,6 +15,7 @@ BLOCKS = 128
 def implementation(body: Block, rows: Rows) -> tuple[str, tuple[TensorType, ...]]:
     """The template with its configuration, and its workspaces: f32[N * H * splits, D] partial outputs, f32[..., 2] their statistics."""
     (op,) = (o for o in body.ops if isinstance(o, Attention))
+    # For few tokens the keys are split, so that a single sequence keeps all processors busy.
     if not 0 < rows[1] <= FEW:
         return "triton.attention_prefill", ()
     tokens, heads, d = op.q.shape

@@ -11,7 +11,7 @@ from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.passes.schedules import attention, library, linear_attention, products, routing
-from ringc.passes.schedules.model import Candidate, Rows, roofline
+from ringc.passes.schedules.model import FEW, Candidate, Rows, roofline
 from ringc.passes.target import Target
 
 
@@ -27,10 +27,14 @@ def candidates(family: str, body: Block, rows: Rows, target: Target) -> list[Can
 
 
 def typical_sizes(rows: Rows, entry: str) -> dict[str, int]:
-    """Sizes that stand for a version when costs are compared: one prompt in prefill, one token of sequences of 4096 in decode."""
+    """Sizes that stand for a version when costs are compared: one prompt in prefill, one token of sequences of 4096 in decode.
+
+    In prefill the last row is wanted or all are, which no guard tests: a few stand for both, as what is chosen must do for both.
+    """
     tokens = rows[1] // 2 or 1 if rows[1] else max(512, rows[0])
     sequences, held = (tokens, 4096) if entry == "decode" else (1, tokens)
-    return {"N": tokens, "B": sequences, "R": sequences, "P": sequences, "S": held}
+    wanted = tokens if entry == "decode" else min(tokens, FEW)
+    return {"N": tokens, "B": sequences, "R": wanted, "P": sequences, "S": held}
 
 
 def _rows(template: str) -> Callable[[Block, Rows, Target], list[Candidate]]:
@@ -40,7 +44,7 @@ def _rows(template: str) -> Callable[[Block, Rows, Target], list[Candidate]]:
         seconds = roofline(target, products.flops_of(body), region_bytes(body), rate=target.vector_rate, bandwidth=0.8)
         if target.backend != "tvm":
             return [_plain(target, template, seconds)]
-        parallel = int(not 0 < rows[1] <= 16)
+        parallel = int(not 0 < rows[1] <= FEW)
         return [Candidate(f"tvm.{template}{{parallel={parallel}}}", seconds)]
 
     return choose
@@ -93,8 +97,8 @@ def _route(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     return [replace(c, workspace=routing.route_workspace(body)) for c in found]
 
 
-def _library(body: Block, _: Rows, target: Target) -> list[Candidate]:
-    return [library.call(body, target)]
+def _library(body: Block, rows: Rows, target: Target) -> list[Candidate]:
+    return [library.call(body, rows, target)]
 
 
 def _plain(target: Target, template: str, seconds: object) -> Candidate:

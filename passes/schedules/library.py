@@ -8,12 +8,12 @@ from ringc.ir.core import Block
 from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
-from ringc.passes.schedules.model import Candidate, roofline
+from ringc.passes.schedules.model import FEW, Candidate, Rows, roofline
 from ringc.passes.schedules.products import flops_of, touched_bytes
 from ringc.passes.target import TARGETS, Target
 
 
-def call(body: Block, target: Target) -> Candidate:
+def call(body: Block, rows: Rows, target: Target) -> Candidate:
     """PyTorch's call for the one operation of a region."""
     (op,) = body.ops
     flops = sympy.sympify(flops_of(body))
@@ -21,20 +21,17 @@ def call(body: Block, target: Target) -> Candidate:
         # cuBLAS reaches the rate that a target's `matrix_rate` is measured with.
         seconds = roofline(target, flops, region_bytes(body), rate=target.matrix_rate, bandwidth=0.85)
         return Candidate("torch.library", seconds, _on_gpu(op))
-    # MKL on 512 -> 1536: 77 us for one row, 336 us for 8, 18.6 ms for 2048. Reading the weight and multiplying hardly overlap.
+    # MKL, 512 -> 1536: 77 us for one row, 336 us for 8, 18.6 ms for 2048: few rows run at a quarter of its rate.
     host = TARGETS["torch"]
-    rate, calls = host.matrix_rate, 1
+    rate, calls = host.matrix_rate / (4 if 1 < rows[1] <= FEW else 1), sympy.Integer(1)
     match op:
         case SegmentMatMul():
-            calls = int(op.w.shape[0])  # one for each expert that has rows
+            calls = sympy.Min(int(op.w.shape[0]), op.x.shape[0], evaluate=False)  # one for each expert that has rows
         case Attention():
-            rate, calls = 0.3 * rate, 8
+            rate, calls = 0.3 * rate, 8 * op.slots.shape[0]  # for each sequence
         case _:
             pass
-    calls = sympy.Min(calls, op.results[0].shape[0], evaluate=False)
-    seconds = (
-        flops / sympy.Float(rate) + touched_bytes(body) / sympy.Float(host.bandwidth) + calls * sympy.Float(host.launch)
-    )
+    seconds = roofline(host, flops, touched_bytes(body), rate=rate, launches=0) + calls * sympy.Float(host.launch)
     return Candidate("torch.library", seconds)
 
 

@@ -21,6 +21,13 @@ Rows = tuple[int, int]
 
 N, B = symbol("N"), symbol("B")
 
+FEW = 16
+"""Up to this many rows a version is for few: products are bound by reading their weights, attention by reading its keys.
+
+A fixed cut, no solved crossover: it is the height of a tensor core's tile, and on the CPU two tiles of rows. On either side every region
+has its implementation selected by cost.
+"""
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -8,7 +8,7 @@ from ringc.ir.core import Block
 from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.symbols import Dim, add
-from ringc.passes.schedules.model import Candidate, N, roofline
+from ringc.passes.schedules.model import Candidate, roofline
 from ringc.passes.target import Target
 
 
@@ -22,8 +22,9 @@ def dense(body: Block, target: Target) -> list[Candidate]:
     if target.backend == "torch":
         return [Candidate("torch.eager", roofline(target, flops, moved, rate=target.matrix_rate))]
     # 150 MB of weights: one row at a time 52 GB/s, but the weight again for each row; tiles of 8 rows 30 GB/s, and the full rate.
-    once = sympy.sympify(moved).subs(N, 1)
-    single = N * once / sympy.Float(target.bandwidth) + target.launch
+    rows = next(op.result.shape[0] for op in body.ops if isinstance(op, MatMul))
+    once = sympy.sympify(moved).subs(rows, 1)
+    single = rows * once / sympy.Float(target.bandwidth) + target.launch
     tiled = roofline(target, flops, moved, rate=target.matrix_rate, bandwidth=0.6)
     block = _block(body)
     return [

@@ -10,11 +10,8 @@ from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.ops.source import Constant
 from ringc.passes.schedules.candidates import problem_of
 from ringc.passes.schedules.linear_attention import Problem, forms, switch_length
-from ringc.passes.schedules.model import Rows
+from ringc.passes.schedules.model import FEW, Rows
 from ringc.passes.target import Target
-
-FEW = 16
-"""Up to this many rows a product is bound by reading its weight."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ def schedule_of(module: Module, entry: Function, target: Target) -> Schedule:
     steepest = problem.steepest if problem else 0.0
     few, many = (1, FEW), (FEW + 1, 0)
     if entry.notes["entry"] == "decode":
+        # One token of each sequence makes no block: the forms measure alike, and the recurrent one reads no tables.
         found = [Version("one", "N <= 1", (1, 1), "recurrent"), Version("few", f"N <= {FEW}", (2, FEW), "recurrent")]
         return Schedule((*found, Version("many", "", many, "recurrent")), costs, switch, steepest)
     found = [Version("short", f"N <= {FEW}", few, "recurrent" if switch is None or switch > FEW // 2 else "chunked")]

@@ -59,7 +59,7 @@ def _versions(artifact: Artifact, module: Module) -> None:
     )
     for entry, found in artifact.manifest["entries"].items():
         notes = module.functions[found[0]["name"]].notes
-        if "switch" in notes:
+        if "switch" in notes and entry != "decode":
             switch = notes["switch"]
             when = "never" if switch is None else f"from {switch} tokens of a sequence on"
             out(f"{entry}: the chunked form of linear attention costs less {when}")
@@ -98,9 +98,11 @@ def _kernels(module: Module) -> None:
         where = ", ".join(f"{k}={v}" for k, v in sizes.items() if k in "NB")
         best = seconds_at(notes["seconds"], sizes)
         rows.append((function.name, notes["implementation"], where, duration(best), "chosen"))
-        lost = [(name, seconds_at(seconds, sizes), illegal) for name, seconds, illegal in notes.get("lost", ())]
-        for name, seconds, illegal in sorted(lost, key=lambda c: c[1]):
-            rows.append(("", name, where, duration(seconds), illegal or f"{seconds / best:.2f}x the chosen one's time"))
+        lost = [
+            (name, *(seconds_at(t, sizes) for t in (own, won)), why) for name, own, why, won in notes.get("lost", ())
+        ]
+        for name, own, won, why in sorted(lost, key=lambda c: c[1]):
+            rows.append(("", name, where, duration(own), why or f"{own / won:.2f}x the time of what won"))
     table("candidates of each kernel", ("kernel", "implementation", "at", "predicted", ""), rows, left=3)
 
 

@@ -98,11 +98,11 @@ def test_whatever_stays_means_the_same(text: str, machine: Target) -> None:
 def test_the_cheaper_way_stays_and_the_other_is_noted() -> None:
     (fused,) = regions(passed(SWIGLU, "fuse,library,select", target("cpu")))
     assert fused.implementation.startswith("tvm.matmul")
-    assert [name for name, _, _ in fused.lost if name.startswith("library: torch.library + torch.library + tvm.row")]
+    assert [name for name, *_ in fused.lost if name.startswith("library: torch.library + torch.library + tvm.row")]
     first, second, row = regions(passed(SWIGLU, "fuse,library,select", SLOW))
     assert [first.implementation, second.implementation] == ["torch.library"] * 2
     assert row.family == "row"
-    assert [name for name, _, _ in first.lost if name.startswith("fused: tvm.matmul")]
+    assert [name for name, *_ in first.lost if name.startswith("fused: tvm.matmul")]
 
 
 @pytest.mark.parametrize("text", [EXPERTS, ATTENTION])
@@ -110,12 +110,12 @@ def test_calls_that_wait_for_the_gpu_are_illegal_there(text: str) -> None:
     slow = replace(target("sm_90"), matrix_rate=1e9, bandwidth=1e9, launch=1.0)
     fast = regions(passed(text.replace("f32[", "bf16["), "fuse,library,select", slow))
     assert not [op for op in fast if op.implementation.startswith("torch")]
-    assert "wait for the GPU" in next(why for op in fast for name, _, why in op.lost if name.startswith("library"))
+    assert "wait for the GPU" in next(why for op in fast for name, _, why, _ in op.lost if name.startswith("library"))
 
 
 def test_a_gpu_takes_the_library_where_it_is_faster() -> None:
     (product,) = regions(passed(PLAIN.replace("f32[", "bf16["), "fuse,library,select", target("sm_90")))
-    assert {product.implementation, *(n for n, _, _ in product.lost)} == {"triton.matmul", "library: torch.library"}
+    assert {product.implementation, *(n for n, *_ in product.lost)} == {"triton.matmul", "library: torch.library"}
     many = PLAIN.replace("f32[", "bf16[").replace("64", "4096").replace("48", "4096")
     (product,) = regions(passed(many, "fuse,library,select", target("sm_90")))
     assert product.implementation == "torch.library"

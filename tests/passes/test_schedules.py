@@ -93,11 +93,10 @@ def test_one_row_streams_the_weight_and_many_rows_are_tiled() -> None:
 
     def products(version: str) -> set[str]:
         kernels = [module.functions[k] for k in launched(module, version)]
-        tokens = [k for k in kernels if k.notes["family"] == "matmul" and "N" in str(k.body.args[0].type)]
-        return {str(k.notes["implementation"]) for k in tokens}
+        return {str(k.notes["implementation"]).partition(",")[0] for k in kernels if k.notes["family"] == "matmul"}
 
-    assert products("decode.one") == {"tvm.matmul{rows=1,block=32}"}
-    assert products("prefill.long") == {"tvm.matmul{rows=8,block=32}"}
+    assert products("decode.one") == {"tvm.matmul{rows=1"}
+    assert products("prefill.long") == {"tvm.matmul{rows=8"}
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
