@@ -11,7 +11,7 @@ import torch
 
 from ringc.errors import ArtifactError, RunError
 from ringc.runtime.execute import DTYPES, Bound
-from ringc.runtime.memory import check_memory
+from ringc.runtime.memory import check_memory, zeros
 
 KEPT = 16
 """Bound programs that a cache keeps, the latest used."""
@@ -51,9 +51,7 @@ class Cache:
         help = "use a shorter max_len or fewer slots"
         check_memory(needed, device, f"caches of {batch_size} x {max_len} tokens", help)
         # Zeros: a sequence starts from the empty state, and what masks multiply by 0 must not be NaN.
-        self.states = {
-            name: torch.zeros((batch_size, *shape), dtype=dtypes[name], device=device) for name, shape in shapes.items()
-        }
+        self.states = zeros({name: ((batch_size, *shape), dtypes[name]) for name, shape in shapes.items()}, device)
         self._lengths = [0] * batch_size
         self._growing = {name for name, s in states.items() if "S" in s["shape"]}
         self.bound: OrderedDict[Key, Bound] = OrderedDict()

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from ringc.runtime.backends import Kernels
+from ringc.runtime.memory import ALIGNMENT
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-ALIGNMENT = 64
-"""Bytes: a cache line, and the widest vector."""
 
 DTYPES = {
     "f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f8e4m3": torch.float8_e4m3fn,

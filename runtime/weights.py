@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ringc.codegen.packing import read_part, storage_shape, write_part
 from ringc.errors import CheckpointError, Place, UsageError, did_you_mean, reason
 from ringc.runtime.execute import DTYPES
-from ringc.runtime.memory import available_bytes, check_memory
+from ringc.runtime.memory import available_bytes, check_memory, zeros
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -72,19 +72,18 @@ class Preparation:
 
     def empty(self, device: torch.device, narrow: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """Memory for the prepared tensors; tables are filled in."""
-        made: dict[str, torch.Tensor] = {}
+        shapes = {
+            key: (storage_shape(entry["shape"], entry.get("blocks", ())), stored_dtype(entry, narrow))
+            for key, entry in self.entries.items()
+        }
+        made = zeros(shapes, device)  # what fills up a block stays zero; all else is written
         for key, entry in self.entries.items():
-            blocks = entry.get("blocks", ())
-            dtype = stored_dtype(entry, narrow)
-            # What fills up a block stays zero; all else is written.
-            new = torch.zeros if blocks else torch.empty
-            storage = new(storage_shape(entry["shape"], blocks), dtype=dtype, device=device)
+            blocks, storage, dtype = entry.get("blocks", ()), made[key], made[key].dtype
             if "table" in entry:
                 table = torch.tensor(entry["table"], dtype=dtype).reshape(entry["shape"])
                 write_part(storage, blocks, [(0, n) for n in entry["shape"]], table)
             if dtype != DTYPES[entry["dtype"]]:
                 storage.ringc_read_as = DTYPES[entry["dtype"]]  # type: ignore[attr-defined] # see Binder.launch
-            made[key] = storage
         return made
 
     def put(self, prepared: Mapping[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
