@@ -8,22 +8,28 @@ import psutil
 import torch
 
 from ringc.errors import RunError
+from ringc.units import size
 
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 _USED = Path("/sys/fs/cgroup/memory.current")
+_DETAILS = Path("/sys/fs/cgroup/memory.stat")
 
 
 def available_bytes(device: torch.device) -> int:
     """Bytes that can still be had on a device; in a container, within its limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        # What torch keeps of freed tensors is used by others of this process alone.
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = int(psutil.virtual_memory().available)
     try:
         limit = _LIMIT.read_text(encoding="ascii").strip()
         if limit != "max":
-            free = min(free, int(limit) - int(_USED.read_text(encoding="ascii")))
-    except (OSError, ValueError):
+            # Pages of files that were read, as of a checkpoint, count as used and are given up when they are needed.
+            kept = dict(line.split() for line in _DETAILS.read_text(encoding="ascii").splitlines())
+            files = int(kept["inactive_file"]) + int(kept["active_file"])
+            free = min(free, int(limit) - int(_USED.read_text(encoding="ascii")) + files)
+    except (OSError, ValueError, KeyError):
         pass  # no container, or none that says
     return free
 
@@ -36,14 +42,4 @@ def check_memory(needed: int, device: torch.device, what: str, help: str) -> Non
     """
     free = available_bytes(device)
     if needed > free:
-        raise RunError(f"{what} need {readable(needed)} of memory, and {readable(free)} are available", help=help)
-
-
-def readable(count: int) -> str:
-    """Bytes for people: `1.5 GB`."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(size) < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+        raise RunError(f"{what} need {size(needed)} of memory, and {size(free)} are available", help=help)
