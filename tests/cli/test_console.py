@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from ringc.cli.console import Bar
+
 SLOW = """
 import time
 from ringc.cli import console
@@ -57,3 +59,12 @@ def test_nothing_is_shown_where_it_is_no_terminal() -> None:
 @pytest.mark.parametrize("seconds", ["0.0", "0.1"])
 def test_nothing_is_shown_of_what_is_quick(seconds: str) -> None:
     assert "weights" not in seen(f'progress("weights", 3, 10)\n    time.sleep({seconds})\n    raise SystemExit')
+
+
+def test_a_timer_that_fires_while_it_is_stopped_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = Bar()
+    stopped("weights", 3, 10)
+    stopped.stop()
+    stopped._show()
+    assert stopped._progress is None
+    assert capsys.readouterr().err == ""
