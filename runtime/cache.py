@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ringc.errors import ArtifactError, RunError
+from ringc.runtime.blocks import zeros
 from ringc.runtime.execute import DTYPES, Bound
-from ringc.runtime.memory import check_memory, zeros
+from ringc.runtime.memory import check_memory
 
 KEPT = 16
 """Bound programs that a cache keeps, the latest used."""
@@ -25,6 +26,16 @@ class Key(NamedTuple):
     batch: int
     rows: int
     record_routing: bool = False
+
+
+def cache_bytes(states: Mapping[str, Mapping[str, Any]], batch_size: int, max_len: int) -> int:
+    """Bytes that a cache takes.
+
+    Args:
+        states: the manifest's.
+        batch_size, max_len: the cache's.
+    """
+    return sum(batch_size * prod(_shape(s["shape"], max_len)) * DTYPES[s["dtype"]].itemsize for s in states.values())
 
 
 class Cache:
@@ -45,11 +56,11 @@ class Cache:
             )
         self.batch_size = batch_size
         self.max_len = max_len
+        help = "use a shorter max_len or fewer slots"
+        needed = cache_bytes(states, batch_size, max_len)
+        check_memory(needed, device, f"caches of {batch_size} x {max_len} tokens", help)
         shapes = {name: _shape(s["shape"], max_len) for name, s in states.items()}
         dtypes = {name: DTYPES[s["dtype"]] for name, s in states.items()}
-        needed = sum(batch_size * prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())
-        help = "use a shorter max_len or fewer slots"
-        check_memory(needed, device, f"caches of {batch_size} x {max_len} tokens", help)
         # Zeros: a sequence starts from the empty state, and what masks multiply by 0 must not be NaN.
         self.states = zeros({name: ((batch_size, *shape), dtypes[name]) for name, shape in shapes.items()}, device)
         self._lengths = [0] * batch_size

@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from ringc.runtime.backends import Kernels
-from ringc.runtime.memory import ALIGNMENT
+from ringc.runtime.blocks import ALIGNMENT
+from ringc.runtime.manifest import TORCH_NAMES
+from ringc.runtime.memory import check_memory
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DTYPES = {
-    "f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f8e4m3": torch.float8_e4m3fn,
-    "f8e5m2": torch.float8_e5m2, "i64": torch.int64, "i32": torch.int32, "i8": torch.int8, "bool": torch.bool,
-}  # fmt: skip
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, known) for name, known in TORCH_NAMES.items()}
 """Element types by the names that manifests and programs use."""
 
 Buffer = Callable[[int, tuple[int, ...], str], torch.Tensor]
 """`buffer(number, shape, dtype)` of a frame."""
 
+
+FEWER_TOKENS = "give a shorter part of the prompt at a time, or fewer sequences"
+"""What to do when a call needs more memory than there is."""
 
 Numbers: TypeAlias = "Sequence[int] | NDArray[np.int64]"
 """Whole numbers on the host."""
@@ -40,8 +42,14 @@ class Arena:
         self.generation = 0
 
     def reserve(self, size: int) -> None:
-        """Make room for a program that needs this many bytes."""
+        """Make room for a program that needs this many bytes.
+
+        Raises:
+            RunError: there isn't enough memory; the block is as it was.
+        """
         if size > self.memory.numel():
+            # All of it, not what is added: the old block is there until the new one is.
+            check_memory(size, self.device, "the intermediate results", FEWER_TOKENS)
             self.memory = torch.empty(size, dtype=torch.uint8, device=self.device)
             self.generation += 1
 

@@ -13,6 +13,12 @@ from ringc.errors import ArtifactError, Place, reason
 
 REMEDY = "compile it again with `ringc compile`"
 
+TORCH_NAMES = {
+    "f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
+    "i64": "int64", "i32": "int32", "i8": "int8", "bool": "bool",
+}  # fmt: skip
+"""Element types by the names that manifests and programs use, and as torch calls them: looking at an artifact needs no torch."""
+
 
 @dataclass(frozen=True)
 class Each:
@@ -22,11 +28,11 @@ class Each:
 
 
 _KERNEL = {
-    "source": str, "backend": str, "implementation": str, "built": Each(str), "inputs": [str], "outputs": [str], "flops": str,
-    "bytes": str, "resources": dict,
+    "family": str, "source": str, "backend": str, "implementation": str, "built": Each(str), "inputs": [str], "outputs": [str],
+    "workspace": [str], "flops": str, "bytes": str, "resources": dict, "launch": dict,
 }  # fmt: skip
 _VERSION = {"name": str, "guard": str, "form": str, "predicted": (int, float), "typical": dict, "inputs": [list]}
-_DTYPE = frozenset({"f64", "f32", "bf16", "f16", "f8e4m3", "f8e5m2", "i64", "i32", "i8", "bool"})
+_DTYPE = frozenset(TORCH_NAMES)
 _TENSOR = {"shape": [int], "dtype": _DTYPE}
 _SHAPE = {
     "name": str, "sha256": str, "spec": dict, "facts": dict, "max_positions": int, "tools": dict, "input": str, "module": str,

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 
 import psutil
 import torch
 
 from ringc.errors import RunError
-
-ALIGNMENT = 64
-"""Bytes: a cache line, and the widest vector."""
-
-LARGE_PAGE = 2 << 20
-"""Bytes of a large page."""
+from ringc.units import size
 
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 _USED = Path("/sys/fs/cgroup/memory.current")
+_DETAILS = Path("/sys/fs/cgroup/memory.stat")
 
 
 def available_bytes(device: torch.device) -> int:
     """Bytes that can still be had on a device; in a container, within its limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        # What torch keeps of freed tensors is used by others of this process alone.
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = int(psutil.virtual_memory().available)
     try:
         limit = _LIMIT.read_text(encoding="ascii").strip()
         if limit != "max":
-            free = min(free, int(limit) - int(_USED.read_text(encoding="ascii")))
-    except (OSError, ValueError):
+            # Pages of files that were read, as of a checkpoint, count as used and are given up when they are needed.
+            kept = dict(line.split() for line in _DETAILS.read_text(encoding="ascii").splitlines())
+            files = int(kept["inactive_file"]) + int(kept["active_file"])
+            free = min(free, int(limit) - int(_USED.read_text(encoding="ascii")) + files)
+    except (OSError, ValueError, KeyError):
         pass  # no container, or none that says
     return free
 
@@ -45,48 +42,4 @@ def check_memory(needed: int, device: torch.device, what: str, help: str) -> Non
     """
     free = available_bytes(device)
     if needed > free:
-        raise RunError(f"{what} need {readable(needed)} of memory, and {readable(free)} are available", help=help)
-
-
-def zeros(shapes: Mapping[str, tuple[Sequence[int], torch.dtype]], device: torch.device) -> dict[str, torch.Tensor]:
-    """Tensors full of zeros in one block of memory, each at the beginning of a cache line.
-
-    On a CPU the block asks for large pages: weights are streamed from memory, and pages of 2 MB let a product with one row read 34 GB/s
-    where pages of 4 kB let it read 28.
-
-    Args:
-        shapes: shape and type by name.
-        device: where they go.
-    """
-    starts, top = {}, 0
-    for name, (shape, dtype) in shapes.items():
-        starts[name] = top
-        top += -(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-    block = _large_pages(top) if device.type == "cpu" else torch.zeros(top, dtype=torch.uint8, device=device)
-    return {
-        name: block[starts[name] : starts[name] + prod(shape) * dtype.itemsize].view(dtype).view(tuple(shape))
-        for name, (shape, dtype) in shapes.items()
-    }
-
-
-def _large_pages(size: int) -> torch.Tensor:
-    """Zeros, uint8[size], in memory of its own; with large pages where the system has them."""
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None or size < LARGE_PAGE:
-        return torch.zeros(size, dtype=torch.uint8)
-    # Private: the default, memory shared with child processes, has no large pages.
-    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(advice)
-    block = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the memory alive
-    start = -block.data_ptr() % LARGE_PAGE
-    return block[start : start + size]
-
-
-def readable(count: int) -> str:
-    """Bytes for people: `1.5 GB`."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(size) < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+        raise RunError(f"{what} need {size(needed)} of memory, and {size(free)} are available", help=help)

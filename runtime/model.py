@@ -13,7 +13,8 @@ from ringc.errors import RunError
 from ringc.runtime.artifact import Artifact, open_artifact
 from ringc.runtime.backends import Kernels, run_file
 from ringc.runtime.cache import Cache, Key
-from ringc.runtime.execute import Arena, Bound, Inputs, Numbers, Sizes, bind
+from ringc.runtime.execute import FEWER_TOKENS, Arena, Bound, Inputs, Numbers, Sizes, bind
+from ringc.runtime.memory import check_memory
 from ringc.runtime.sample import Sampling, sample
 from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
 
@@ -35,6 +36,7 @@ def load(
     *,
     allow_edited: bool = False,
     weights_dtype: torch.dtype | None = None,
+    room: int = 0,
     progress: Progress = lambda _done, _total: None,
 ) -> Model:
     """A model that runs an artifact. Load only artifacts that you trust: they hold code.
@@ -44,6 +46,7 @@ def load(
         weights: a checkpoint's folder (safetensors, sharded or not), `random:SEED`, or tensors by published name.
         allow_edited: run kernels that were edited since the compile.
         weights_dtype: keep matrices in this type (torch.bfloat16) and widen them when used: half the memory, slower.
+        room: bytes that must be left beside the weights, as for a cache (`ringc.runtime.cache.cache_bytes`).
         progress: told how many of the weights are loaded.
 
     Raises:
@@ -52,7 +55,7 @@ def load(
         RunError: there isn't enough memory.
     """
     artifact = open_artifact(folder, allow_edited=allow_edited)
-    return Model(artifact, weights, weights_dtype=weights_dtype, progress=progress)
+    return Model(artifact, weights, weights_dtype=weights_dtype, room=room, progress=progress)
 
 
 class Model(torch.nn.Module):
@@ -68,6 +71,7 @@ class Model(torch.nn.Module):
         weights: Weights,
         *,
         weights_dtype: torch.dtype | None = None,
+        room: int = 0,
         progress: Progress = lambda _done, _total: None,
     ) -> None:
         super().__init__()
@@ -82,6 +86,7 @@ class Model(torch.nn.Module):
             self.device,
             ignored=manifest["ignored_tensors"],
             narrow=weights_dtype,
+            room=room,
             progress=progress,
         )
         program = run_file(artifact, "program.py", defines=manifest["entries"])
@@ -314,6 +319,8 @@ class Model(torch.nn.Module):
     def _bind(self, key: Key, cache: Cache) -> Bound:
         entry, tokens, batch, rows, record_routing = key
         counts = {"ids": tokens, "positions": tokens, "slots": batch, "offsets": batch + 1, "rows": rows}
+        needed = rows * self.vocabulary["size"] * torch.float32.itemsize
+        check_memory(needed, self.device, f"logits of {rows} tokens", FEWER_TOKENS)
         logits = torch.empty((rows, self.vocabulary["size"]), dtype=torch.float32, device=self.device)
         sizes = Sizes(tokens, batch, rows, cache.batch_size, cache.max_len)
         arguments = self._arguments[entry]
@@ -347,7 +354,7 @@ class Model(torch.nn.Module):
             raise RunError(f"ids of type {tokens.dtype}", help="ids are integers")
         if tokens.ndim != rank:
             raise RunError(f"ids of shape {list(tokens.shape)}", help=f"ids are {shape} here")
-        return tokens.cpu()
+        return tokens.to("cpu", torch.int64)  # of unsigned ones torch can't even tell the least
 
     def _check_range(self, low: int, high: int) -> None:
         size = int(self.vocabulary["size"])
@@ -370,7 +377,14 @@ class Model(torch.nn.Module):
 
 def _integers(values: Sequence[int] | torch.Tensor, count: int, what: str) -> list[int]:
     """A list of integers from a list or a tensor."""
-    tensor = torch.as_tensor(values)
-    if tensor.ndim != 1 or len(tensor) != count or tensor.dtype.is_floating_point or tensor.dtype == torch.bool:
-        raise RunError(f"{what} are not {count} integers, one for each sequence")
+    message = f"{what} are not {count} integers"
+    help = "give one for each sequence, in a list or a tensor"
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # words, None, lists of different lengths
+        raise RunError(f"{message}: {error}", help=help) from error
+    if tensor.ndim != 1 or len(tensor) != count:
+        raise RunError(f"{message}, but of shape {list(tensor.shape)}", help=help)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise RunError(f"{message}, but of type {tensor.dtype}", help=help)
     return [int(v) for v in tensor.tolist()]

@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from ringc.codegen.packing import read_part, storage_shape, write_part
 from ringc.errors import CheckpointError, Place, UsageError, did_you_mean, reason
+from ringc.runtime.blocks import zeros
 from ringc.runtime.execute import DTYPES
-from ringc.runtime.memory import available_bytes, check_memory, zeros
+from ringc.runtime.memory import available_bytes, check_memory
+from ringc.units import size
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -134,6 +136,7 @@ def load_weights(
     *,
     ignored: Sequence[str] = (),
     narrow: torch.dtype | None = None,
+    room: int = 0,
     progress: Progress = lambda _done, _total: None,
 ) -> dict[str, torch.Tensor]:
     """The prepared tensors of a model, by key.
@@ -144,6 +147,7 @@ def load_weights(
         device: where the prepared ones go.
         ignored: parts of names of tensors in a checkpoint that are no parameters.
         narrow: keep matrices in this type, and widen them when they are used: half the memory, slower.
+        room: bytes that must be left beside them.
         progress: told how far it is.
 
     Raises:
@@ -152,11 +156,7 @@ def load_weights(
     """
     preparation = Preparation(prepare)
     tensors = _published(weights, preparation, ignored)
-    fits_in_bf16 = narrow is None and preparation.bytes(torch.bfloat16) <= available_bytes(device)
-    remedy = (
-        "keep the weights in bf16: --weights-dtype bf16" if fits_in_bf16 else "use a smaller model, or a larger machine"
-    )
-    check_memory(preparation.bytes(narrow), device, "the model's weights", remedy)
+    _check_fits(preparation, device, narrow, room)
     prepared = preparation.empty(device, narrow)
     missing = set(preparation.parts)
     for name, tensor, place in tensors:
@@ -166,6 +166,19 @@ def load_weights(
         progress(len(preparation.parts) - len(missing), len(preparation.parts))
     assert not missing, "each source checks its names before it gives the first tensor"
     return prepared
+
+
+def _check_fits(preparation: Preparation, device: torch.device, narrow: torch.dtype | None, room: int) -> None:
+    """Raise unless the weights fit, and as much beside them as is asked for."""
+    free, needed = available_bytes(device), preparation.bytes(narrow)
+    if narrow is None and preparation.bytes(torch.bfloat16) + room <= free:
+        remedy = "keep the weights in bf16: --weights-dtype bf16"
+    elif needed <= free:
+        remedy = "ask for fewer tokens or sequences, or use a larger machine"
+    else:
+        remedy = "use a smaller model, or a larger machine"
+    what = f"the model's weights ({size(needed)}) and the cache ({size(room)})" if room else "the model's weights"
+    check_memory(needed + room, device, what, remedy)
 
 
 _Tensors = Iterator[tuple[str, torch.Tensor, Place | None]]

@@ -12,9 +12,10 @@ def cache(action: Annotated[str, typer.Argument(help="size or clear.")] = "size"
 
     It lies in $RINGC_CACHE_DIR, or in ~/.cache/ringc.
     """
-    from ringc.cli.console import count, out, size
+    from ringc.cli.console import count, out
     from ringc.codegen.cache import Cache, CacheSize
     from ringc.errors import UsageError
+    from ringc.units import size
 
     def kernels_of(found: CacheSize) -> str:
         return f"{count(found.entries)} kernel{'s' * (found.entries != 1)}, {size(found.bytes)}"

@@ -58,7 +58,9 @@ def _warn(arch: int | None) -> None:
 
 
 def _summary(compiled: Compiled, seconds: float) -> None:
-    from ringc.cli.console import count, duration, out, size, table
+    from ringc.cli.console import count, duration, out, table
+    from ringc.cli.versions import versions_table
+    from ringc.units import size
 
     manifest = compiled.manifest
     facts, target = manifest["facts"], manifest["target"]
@@ -74,16 +76,5 @@ def _summary(compiled: Compiled, seconds: float) -> None:
         ("time", f"{duration(seconds)}, {duration(compiled.passes.total)} of it in passes"),
     ]
     table(f"compiled {manifest['name']}", ("", ""), rows, left=2)
-    versions = [
-        (
-            version["name"],
-            version["guard"] or "otherwise",
-            version["form"],
-            ", ".join(f"{k}={v}" for k, v in version["typical"].items() if k in "NBS"),
-            duration(version["predicted"]),
-        )
-        for found in manifest["entries"].values()
-        for version in found
-    ]
-    table("versions", ("version", "when", "linear attention", "typical sizes", "predicted"), versions, left=4)
+    versions_table("versions", manifest)
     out(f"run it with: ringc run {compiled.folder} --weights random:0 --prompt 'Hello'")

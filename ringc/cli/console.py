@@ -67,15 +67,6 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def size(number: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(number) < 1000:
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
 def duration(seconds: float) -> str:
     """Seconds for people."""
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
@@ -95,6 +86,7 @@ class Bar:
         self._known: dict[str, tuple[int, int]] = {}
         self._tasks: dict[str, TaskID] = {}
         self._progress: Progress | None = None
+        self._stopped = False
         self._timer = threading.Timer(PATIENCE, self._show)
         self._timer.daemon = True
         if sys.stderr.isatty():
@@ -110,11 +102,14 @@ class Bar:
     def stop(self) -> None:
         self._timer.cancel()
         with self._lock:
+            self._stopped = True
             if self._progress is not None:
                 self._progress.stop()
 
     def _show(self) -> None:
         with self._lock:
+            if self._stopped:  # the timer had fired already, and waited for the lock
+                return
             self._progress = _progress()
             self._draw(self._progress)
             self._progress.start()

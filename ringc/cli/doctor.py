@@ -16,24 +16,40 @@ PACKAGES = (
 
 def doctor() -> None:
     """Say what works here, and which versions are known bad."""
+    from ringc.cli.console import bar, table
+
+    with bar():
+        machine = _machine()
+        packages = [(p, _installed(p)) for p in PACKAGES]
+        targets = _targets()
+        problems = _problems()
+    table("this machine", ("", ""), machine, left=2)
+    table("packages", ("package", "version"), packages, left=2)
+    table("targets", ("target", "compiles", "runs", ""), targets, left=4)
+    _report(problems)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "-"
+
+
+def _machine() -> list[tuple[str, str]]:
+    """What this machine is, and what of it matters here."""
     import platform
     import shutil
 
-    from ringc import __version__
-    from ringc.cli.console import size, table
-    from ringc.codegen import cpu
-    from ringc.codegen.cache import default_cache_dir
-
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "-"
-
     import psutil
 
+    from ringc import __version__
+    from ringc.codegen import cpu
+    from ringc.codegen.cache import default_cache_dir
+    from ringc.units import size
+
     memory = psutil.virtual_memory()
-    machine = [
+    return [
         ("ringc", __version__),
         ("python", platform.python_version()),
         ("processor", f"{cpu.architecture()}, {psutil.cpu_count(logical=False) or '?'} cores"),
@@ -43,10 +59,6 @@ def doctor() -> None:
         ("C++ compiler", shutil.which("c++") or shutil.which("g++") or "none (none is needed)"),
         ("kernel cache", str(default_cache_dir())),
     ]
-    table("this machine", ("", ""), machine, left=2)
-    table("packages", ("package", "version"), [(p, installed(p)) for p in PACKAGES], left=2)
-    table("targets", ("target", "compiles", "runs", ""), _targets(), left=4)
-    _report(_problems())
 
 
 def _report(problems: list[tuple[KnownBad, list[int]]]) -> None:

@@ -22,41 +22,29 @@ def explain(
 
     Shows the versions of each entry point, the crossovers, what each form costs, what lost and why.
     """
+    from ringc.cli.console import bar, table
     from ringc.errors import UsageError
-    from ringc.runtime.artifact import open_artifact
-    from ringc.runtime.check import read_module
 
     if what != "schedule":
         raise UsageError(f"there is nothing to explain about '{what}'", help="use `ringc explain DIR schedule`")
-    opened = open_artifact(artifact, allow_edited=True, any_machine=True)
-    module = read_module(opened, "module")
+    with bar():
+        from ringc.runtime.artifact import open_artifact
+        from ringc.runtime.check import read_module
+
+        opened = open_artifact(artifact, allow_edited=True, any_machine=True)
+        module = read_module(opened, "module")
+        candidates = _candidates(module)
     _versions(opened, module)
     _forms(module)
-    _kernels(module)
+    columns = ("kernel", "implementation", "at", "predicted", "")
+    table("candidates of each kernel", columns, candidates, left=3)
 
 
 def _versions(artifact: Artifact, module: Module) -> None:
-    from ringc.cli.console import duration, out, table
+    from ringc.cli.console import out
+    from ringc.cli.versions import versions_table
 
-    rows = []
-    for found in artifact.manifest["entries"].values():
-        for version in found:
-            typical = ", ".join(f"{k}={v}" for k, v in version["typical"].items() if k in "NBS")
-            rows.append(
-                (
-                    version["name"],
-                    version["guard"] or "otherwise",
-                    version["form"],
-                    typical,
-                    duration(version["predicted"]),
-                )
-            )
-    table(
-        "versions, tested from top to bottom",
-        ("version", "when", "linear attention", "typical sizes", "predicted"),
-        rows,
-        left=4,
-    )
+    versions_table("versions, tested from top to bottom", artifact.manifest)
     for entry, found in artifact.manifest["entries"].items():
         notes = module.functions[found[0]["name"]].notes
         if "switch" in notes and entry != "decode":
@@ -83,9 +71,9 @@ def _forms(module: Module) -> None:
         out(f"  {name}: {illegal or seconds}")
 
 
-def _kernels(module: Module) -> None:
+def _candidates(module: Module) -> list[tuple[str, str, str, str, str]]:
     """The candidates of every kernel at the typical sizes of a version that launches it."""
-    from ringc.cli.console import duration, table
+    from ringc.cli.console import duration
     from ringc.passes.schedules.candidates import typical_sizes
     from ringc.passes.schedules.predict import seconds_at
 
@@ -103,7 +91,7 @@ def _kernels(module: Module) -> None:
         ]
         for name, own, won, why in sorted(lost, key=lambda c: c[1]):
             rows.append(("", name, where, duration(own), why or f"{own / won:.2f}x the time of what won"))
-    table("candidates of each kernel", ("kernel", "implementation", "at", "predicted", ""), rows, left=3)
+    return rows
 
 
 def _service(function: Function) -> tuple[tuple[int, int], str]:

@@ -116,10 +116,13 @@ def _made_now(artifact: Artifact, kernel: str, entry: Any, ending: str) -> str |
     """A stage that isn't kept in the artifact but follows from its source: the assembly of a CPU kernel."""
     if entry["backend"] != "tvm" or ending != ".s":
         return None
-    from ringc.codegen.tvm.build import compile_kernel
+    from ringc.cli.console import bar
 
-    text = artifact.path(entry["source"]).read_text(encoding="utf-8")
-    return compile_kernel(text, kernel, assembly=True).files[".s"].decode()
+    with bar():
+        from ringc.codegen.tvm.build import compile_kernel
+
+        text = artifact.path(entry["source"]).read_text(encoding="utf-8")
+        return compile_kernel(text, kernel, assembly=True).files[".s"].decode()
 
 
 def _function_text(artifact: Artifact, kernel: str) -> str:
@@ -146,22 +149,24 @@ def _resources(artifact: Artifact, kernel: str | None) -> None:
 
     names = list(artifact.kernels) if kernel is None else [kernel]
     entries = {name: _entry(artifact, name) for name in names}
-    if "arch" in artifact.target and all("registers" in e["resources"] for e in entries.values()):
+    counted = {n: e["resources"] for n, e in entries.items() if e["resources"]}
+    if not counted:
+        what = f"the kernel {kernel} is" if kernel is not None else f"the kernels of {artifact.name} are"
+        out(f"{what} Python or library calls: they have no resources to count")
+        return
+    if "arch" in artifact.target:
         from ringc.codegen.inspect.resources import Resources
         from ringc.codegen.inspect.tables import resource_table
 
-        used = {n: e["resources"] for n, e in entries.items()}
+        shown = counted
         if kernel is not None:  # of a list, the most demanding configuration of each kernel is enough
-            used = entries[kernel]["launch"].get("configurations", used)
-        rows = [(n, int(artifact.target["arch"]), Resources.from_dict(dict(r))) for n, r in used.items()]
+            shown = entries[kernel]["launch"].get("configurations", counted)
+        rows = [(n, int(artifact.target["arch"]), Resources.from_dict(dict(r))) for n, r in shown.items()]
         console().print(resource_table(rows, title=f"resources of {artifact.name}"))
-        return
-    keys = sorted({k for e in entries.values() for k in e["resources"]})
-    if not keys:
-        out(f"the kernels of target {artifact.target['name']} are Python: they have no resources to count")
-        return
-    table(
-        f"resources of {artifact.name}",
-        ("kernel", *keys),
-        [(n, *(str(e["resources"].get(k, "")) for k in keys)) for n, e in entries.items()],
-    )
+    else:
+        keys = sorted({k for r in counted.values() for k in r})
+        cells = [(n, *(str(r.get(k, "")) for k in keys)) for n, r in counted.items()]
+        table(f"resources of {artifact.name}", ("kernel", *keys), cells)
+    calls = [n for n in entries if n not in counted]
+    if calls:
+        out(f"library calls, which have no resources to count: {', '.join(calls)}")

@@ -36,22 +36,28 @@ def opt(
             place=Place(file),
             help="give a module in text form, as in an artifact's graph folder",
         ) from error
-    from ringc.passes.tool import run_text
+    from ringc.cli.console import bar
 
-    sys.stdout.write(run_text(text, passes, target, "<stdin>" if str(file) == "-" else file))
+    with bar():
+        from ringc.passes.tool import run_text
+
+        made = run_text(text, passes, target, "<stdin>" if str(file) == "-" else file)
+    sys.stdout.write(made)
 
 
 def _list() -> None:
     import dataclasses
 
-    from ringc.cli.console import table
-    from ringc.passes.pipeline import default_pipeline
-    from ringc.passes.registry import PASSES, pass_class
+    from ringc.cli.console import bar, table
 
-    default = [p.name for p in default_pipeline()]
     rows = []
-    for name in sorted(PASSES, key=lambda n: default.index(n) if n in default else len(default)):
-        cls = pass_class(name)
-        options = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(cls))
-        rows.append((name, (cls.__doc__ or "").strip().splitlines()[0], options))
+    with bar():
+        from ringc.passes.pipeline import default_pipeline
+        from ringc.passes.registry import PASSES, pass_class
+
+        default = [p.name for p in default_pipeline()]
+        for name in sorted(PASSES, key=lambda n: default.index(n) if n in default else len(default)):
+            cls = pass_class(name)
+            options = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(cls))
+            rows.append((name, (cls.__doc__ or "").strip().splitlines()[0], options))
     table("passes, in the order in which `ringc compile` runs them", ("pass", "what it does", "options"), rows, left=3)

@@ -17,8 +17,9 @@ def presets(
     """List the architectures that ship with ringc, or print one."""
     import json
 
-    from ringc.cli.console import count, out, size, table
+    from ringc.cli.console import count, out, table
     from ringc.model_defs import list_presets, load_spec, preset_text
+    from ringc.units import size
 
     if name is not None:
         if as_json:

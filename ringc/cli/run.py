@@ -66,6 +66,7 @@ def run(
         import torch
 
         from ringc.runtime.artifact import open_artifact
+        from ringc.runtime.cache import cache_bytes
         from ringc.runtime.model import Model
         from ringc.runtime.sample import Sampling
         from ringc.runtime.tokenizer import find_tokenizer
@@ -81,7 +82,8 @@ def run(
             ids = _encoded(tokenizer, prompt, vocabulary)
         _check_length(len(ids), max_new_tokens, opened)
         narrow = torch.bfloat16 if weights_dtype == "bf16" else None
-        model = Model(opened, weights, weights_dtype=narrow, progress=partial(progress, "weights"))
+        room = cache_bytes(opened.manifest["states"], 1, len(ids) + max_new_tokens)
+        model = Model(opened, weights, weights_dtype=narrow, room=room, progress=partial(progress, "weights"))
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     _stream(model, tokenizer, ids, prompt, max_new_tokens, stop or [], **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 import ringc
+from ringc.cli.inspect_ import _resources
 from ringc.codegen.triton.toolchain import installed_versions, known_problems
 from ringc.model_defs import load_spec
+from ringc.runtime.artifact import open_artifact
 from tests.cli.support import right
 from tests.cli.support import ringc as command
 
@@ -63,6 +66,23 @@ def test_resources_of_one_kernel_name_its_configurations(folder: Path) -> None:
     text = right("inspect", str(folder), chunked(folder), "--resources")
     assert "inflow_of" in text
     assert "scan" in text
+
+
+def test_resources_of_an_artifact_with_library_calls(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = open_artifact(folder, any_machine=True)
+    kernels = {**whole.kernels, "row_1": {**whole.kernels["row_1"], "resources": {}, "launch": {}}}
+    opened = replace(whole, manifest={**whole.manifest, "kernels": kernels})
+    _resources(opened, None)
+    text = capsys.readouterr().out
+    assert "tensor cores" in text
+    calls = [name for name, entry in kernels.items() if not entry["resources"]]
+    assert "row_1" in calls
+    head, _, tail = text.partition("library calls, which have no resources to count: ")
+    assert tail == f"{', '.join(calls)}\n"
+    assert all((f" {name} " in head) == (name not in calls) for name in kernels)
+
+    _resources(opened, "row_1")
+    assert capsys.readouterr().out == "the kernel row_1 is Python or library calls: they have no resources to count\n"
 
 
 def alone(path: Path) -> subprocess.CompletedProcess[str]:

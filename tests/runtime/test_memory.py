@@ -1,59 +1,68 @@
-"""Memory in one block: where its tensors lie, what they hold, how long they live."""
+"""Memory is asked for before it is taken, and what is said when there isn't enough."""
 
 from __future__ import annotations
 
-import gc
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from ringc.runtime.memory import ALIGNMENT, LARGE_PAGE, zeros
+import ringc
+from ringc.errors import RunError
+from ringc.runtime import memory, weights
+from ringc.runtime.cache import cache_bytes
+from ringc.runtime.model import Model
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
-def test_a_block_is_cut_into_tensors(large: bool) -> None:
-    rows = LARGE_PAGE if large else 3
-    shapes = {
-        "a": ((rows, 5), torch.float32),
-        "b": ((7,), torch.bfloat16),
-        "empty": ((0, 4), torch.int32),
-        "c": ((), torch.bool),
-    }
-    made = zeros(shapes, CPU)
-    assert {name: (tuple(t.shape), t.dtype) for name, t in made.items()} == shapes
-    assert all(t.data_ptr() % ALIGNMENT == 0 for t in made.values() if t.numel())
-    assert not any(t.any() for t in made.values())
-    made["a"].fill_(1.0)
-    made["c"].fill_(True)
-    assert not made["b"].any()
-    if large:
-        assert made["a"].data_ptr() % LARGE_PAGE == 0
+def limit(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """From here on, so many bytes are free."""
+    for module in (memory, weights):
+        monkeypatch.setattr(module, "available_bytes", lambda _device: count)
 
 
-def test_one_tensor_keeps_the_block_alive() -> None:
-    last = zeros({"a": ((LARGE_PAGE,), torch.uint8), "b": ((1000,), torch.float32)}, CPU)["b"]
-    gc.collect()
-    last.copy_(torch.arange(1000))
-    zeros({"other": ((2 * LARGE_PAGE,), torch.uint8)}, CPU)["other"].fill_(255)
-    assert torch.equal(last, torch.arange(1000.0))
+def test_a_cache_takes_what_was_computed(tiny: Model) -> None:
+    for batch, longest in ((1, 1), (3, 50)):
+        assert cache_bytes(tiny.artifact.manifest["states"], batch, longest) == tiny.new_cache(batch, longest).bytes
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's own account of a process's memory")
-def test_large_pages_are_asked_for() -> None:
-    """`hg` among the flags of the mapping: the system gives what it can."""
-    block = zeros({"a": ((4 * LARGE_PAGE,), torch.uint8)}, CPU)["a"]
-    block.fill_(1)
-    flags = ""
-    here = False
-    with open("/proc/self/smaps", encoding="ascii") as table:  # noqa: PTH123 - no file, but a table of the kernel's
-        for line in table:
-            head = line.split()[0]
-            if "-" in head and not head.endswith(":"):
-                start, stop = (int(x, 16) for x in head.split("-"))
-                here = start <= block.data_ptr() < stop
-            elif here and head == "VmFlags:":
-                flags = line
-    assert " hg" in flags
+def test_room_is_asked_for_together_with_the_weights(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, 6_000_000)
+    ringc.load(tiny_folder, "random:0", room=100_000)
+    with pytest.raises(
+        RunError, match=r"weights \(5\.\d MB\) and the cache \(2\.0 MB\) need 7\.\d MB .* 6\.0 MB are"
+    ) as caught:
+        ringc.load(tiny_folder, "random:0", room=2_000_000)
+    assert "--weights-dtype bf16" in str(caught.value.help)
+    with pytest.raises(RunError) as caught:
+        ringc.load(tiny_folder, "random:0", room=200_000_000)
+    assert "fewer tokens" in str(caught.value.help)
+
+
+@pytest.mark.parametrize(
+    ("free", "what"), [(1000, "logits of 40 tokens need 43.5 kB"), (50_000, "the intermediate results need")]
+)
+def test_a_call_says_what_it_lacks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, free: int, what: str) -> None:
+    model = ringc.load(tiny_folder, "random:0")
+    cache = model.new_cache(1, 40)
+    limit(monkeypatch, free)
+    with pytest.raises(RunError, match=what) as caught:
+        model.prefill([[1] * 40], cache, all_logits=True)
+    assert "shorter part of the prompt" in str(caught.value.help)
+    assert cache.lengths.tolist() == [0]
+    monkeypatch.undo()
+    assert model.prefill([[1] * 40], cache, all_logits=True).isfinite().all()
+
+
+def test_pages_of_files_are_free_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (
+        ("_LIMIT", "1000000\n"),
+        ("_USED", "900000\n"),
+        ("_DETAILS", "anon 500000\ninactive_file 300000\nactive_file 50000\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    assert memory.available_bytes(CPU) == 450_000
+    (tmp_path / "_LIMIT").write_text("max\n")
+    assert memory.available_bytes(CPU) > 1_000_000
