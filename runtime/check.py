@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from ringc.codegen.check import Compared, check_kernel
+from ringc.codegen.inputs import check_sizes
 from ringc.codegen.kernel import kernel_of
 from ringc.errors import ArtifactError, Place
 from ringc.ir.core import Module
@@ -51,7 +52,7 @@ Progress = Callable[[str, int, int], None]
 def check_kernels(
     artifact: Artifact, *, progress: Progress = lambda _what, _done, _total: None
 ) -> list[tuple[str, list[Compared]]]:
-    """Every kernel of an artifact on random inputs at reduced sizes, with poisoned outputs.
+    """Every kernel of an artifact on random inputs at reduced sizes and at large ones, with poisoned outputs.
 
     Raises:
         ArtifactError: the module's text lacks a kernel.
@@ -65,7 +66,13 @@ def check_kernels(
             raise ArtifactError(
                 f"the kernel {name} is not in {artifact.manifest['module']}", place=Place(artifact.folder)
             )
-        found.append((name, check_kernel(kernel_of(module.functions[name]), kernels[name], device=str(kernels.device))))
+        function = module.functions[name]
+        kernel, launch = kernel_of(function), kernels[name]
+        results: list[Compared] = []
+        for sizes in check_sizes(function):
+            made = check_kernel(kernel, launch, sizes, device=str(kernels.device))
+            results += [replace(one, name=f"{one.name} at N={sizes['N']}") for one in made]
+        found.append((name, results))
     return found
 
 
