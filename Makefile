@@ -58,7 +58,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ringc compile ring-tiny -o $(DEMO_DIR) --target cpu
 	$(BIN)/ringc inspect $(DEMO_DIR)
 	$(BIN)/ringc run $(DEMO_DIR) --weights random:0 --prompt "$(DEMO_PROMPT)" --max-new-tokens $(DEMO_TOKENS)
-	$(BIN)/ringc check $(DEMO_DIR)
+	$(BIN)/ringc check $(DEMO_DIR) --prompt "$(DEMO_PROMPT)" --max-new-tokens $(DEMO_TOKENS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)

@@ -22,6 +22,30 @@ from ringc.ir.types import StateType, TensorType
 REDUCED = {"N": 37, "B": 3, "P": 5, "S": 48, "R": 5}
 """Sizes at which kernels are checked: no power of two, several sequences, more slots than sequences."""
 
+LARGE = {**REDUCED, "N": 600, "B": 2}
+"""Sizes at which every kernel has several blocks of rows, and a sequence more than one segment."""
+
+LONG = {**LARGE, "N": 150}
+"""The same for what the reference takes a token at a time."""
+
+
+def check_sizes(function: Function) -> list[dict[str, int]]:
+    """The sizes at which a kernel is checked: reduced ones, and large ones unless it only serves few rows.
+
+    What works on states and only ever sees one token of each sequence has nothing to gain from more of them.
+    """
+    sizes = [sizes_for(function)]
+    _, high = function.notes.get("rows", (1, 0))
+    ops = function.body.ops
+    stateful = any(isinstance(op, (Attention, LinearAttention)) for op in ops)
+    if not high and not (stateful and _decodes(function)):
+        # The cache is copied for each token, and the recurrence walked.
+        slow = any(
+            isinstance(op, Attention) or (isinstance(op, LinearAttention) and op.form != "chunked") for op in ops
+        )
+        sizes.append(sizes_for(function, LONG if slow else LARGE))
+    return sizes
+
 
 def sizes_for(function: Function, wanted: Mapping[str, int] = REDUCED) -> dict[str, int]:
     """Sizes that fit a kernel: those wanted, cut to the rows that the kernel may serve."""

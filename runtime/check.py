@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from ringc.codegen.check import Compared, check_kernel
+from ringc.codegen.inputs import check_sizes
 from ringc.codegen.kernel import kernel_of
 from ringc.errors import ArtifactError, Place
 from ringc.ir.core import Module
@@ -36,6 +37,9 @@ MULTIPLE = 2.0
 SAMPLES = 16
 """At most so many unfused computations are made to explain an error above the tolerance."""
 
+LEAST_SPREAD = 1e-3
+"""Numbers that vary by less than so much of their size are taken to vary by as much: what is less are roundings."""
+
 HOPELESS = 100.0
 """How many times what is allowed so far no rounding explains."""
 
@@ -51,7 +55,7 @@ Progress = Callable[[str, int, int], None]
 def check_kernels(
     artifact: Artifact, *, progress: Progress = lambda _what, _done, _total: None
 ) -> list[tuple[str, list[Compared]]]:
-    """Every kernel of an artifact on random inputs at reduced sizes, with poisoned outputs.
+    """Every kernel of an artifact on random inputs at reduced sizes and at large ones, with poisoned outputs.
 
     Raises:
         ArtifactError: the module's text lacks a kernel.
@@ -65,7 +69,13 @@ def check_kernels(
             raise ArtifactError(
                 f"the kernel {name} is not in {artifact.manifest['module']}", place=Place(artifact.folder)
             )
-        found.append((name, check_kernel(kernel_of(module.functions[name]), kernels[name], device=str(kernels.device))))
+        function = module.functions[name]
+        kernel, launch = kernel_of(function), kernels[name]
+        results: list[Compared] = []
+        for sizes in check_sizes(function):
+            made = check_kernel(kernel, launch, sizes, device=str(kernels.device))
+            results += [replace(one, name=f"{one.name} at N={sizes['N']}") for one in made]
+        found.append((name, results))
     return found
 
 
@@ -80,6 +90,8 @@ def check_model(
     weights: Weights,
     *,
     tokens: int = 40,
+    prompt: Sequence[int] = (),
+    new_tokens: int = 48,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> list[Compared]:
     """The whole model: one call, prefill in chunks, decode, many sequences, against the graph as the front end wrote it, in fp64.
@@ -89,6 +101,14 @@ def check_model(
 
     At some tokens rounding errors grow: a norm divides by the size of a vector that is nearly zero. An error above the tolerance is
     therefore held against those that the same graph makes at the same token, unfused, in the artifact's own precision.
+
+    Args:
+        artifact: whose kernels run.
+        weights: of the model.
+        tokens: of the longest sequence of random tokens.
+        prompt: a text that is continued too, and each token taken held against the reference's best; none by default.
+        new_tokens: at most so many continue it.
+        progress: told what has been compared.
 
     Raises:
         RunError: the double-precision weights don't fit into memory.
@@ -112,6 +132,8 @@ def check_model(
         lambda: _at_once(model, many, "20 sequences at once"),
         lambda: _by_decode(model, many, "20 sequences"),
     ]
+    if prompt:
+        runs.append(lambda: _continued(model, prompt, new_tokens))
     progress("reference", 0, 1 + len(runs))
     found = [oracle.compare_raised(pair)]
     for done, made in enumerate(runs, start=1):
@@ -125,15 +147,40 @@ def check_model(
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What the model made of sequences.
+class _Logits:
+    """Logits [M, V] that the model made for these rows [M] of the sequences' tokens, laid end to end."""
 
-    `parts`: names, and logits [M, V] of those of the sequences' tokens, laid end to end, that stand beside them; `experts`: i32[N, k] of
-    all of these tokens, for each layer that has any.
-    """
+    name: str
+    made: torch.Tensor
+    rows: torch.Tensor
+    margin = 1.0
+
+    def errors(self, exact: torch.Tensor) -> torch.Tensor:
+        return _errors(self.made.cpu().double(), exact[self.rows], exact)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens [M] that the model took after these rows."""
+
+    name: str
+    made: torch.Tensor
+    rows: torch.Tensor
+    # The logit of the token taken may be too high, and that of the best one too low.
+    margin = 2.0
+
+    def errors(self, exact: torch.Tensor) -> torch.Tensor:
+        """By how much the logit of the token taken is below the best."""
+        logits = exact[self.rows]
+        return (logits.amax(-1) - logits.gather(-1, self.made[:, None]).squeeze(-1)) / _spread(exact)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the model made of sequences; `experts`: i32[N, k] of all of their tokens, for each layer that has any."""
 
     ids: Sequence[torch.Tensor]
-    parts: Sequence[tuple[str, torch.Tensor, torch.Tensor]]
+    parts: Sequence[_Logits | _Tokens]
     experts: Sequence[torch.Tensor]
 
 
@@ -142,7 +189,7 @@ def _at_once(model: Model, ids: Sequence[torch.Tensor], name: str) -> _Run:
     with model.record_routing() as calls:
         made = model(torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True), lengths=lengths)
     logits = torch.cat([made[i, :n] for i, n in enumerate(lengths)])
-    return _Run(ids, [(name, logits, torch.arange(sum(lengths)))], calls[0])
+    return _Run(ids, [_Logits(name, logits, torch.arange(sum(lengths)))], calls[0])
 
 
 def _in_chunks(model: Model, ids: Sequence[torch.Tensor]) -> _Run:
@@ -180,11 +227,23 @@ def _piecewise(
     return _Run(
         list(ids),
         [
-            (prefill, torch.cat(chunks), rows([e - 1 for e in ends])),
-            (decode, torch.cat(steps), rows(range(ends[-1], length))),
+            _Logits(prefill, torch.cat(chunks), rows([e - 1 for e in ends])),
+            _Logits(decode, torch.cat(steps), rows(range(ends[-1], length))),
         ],
         experts,
     )
+
+
+def _continued(model: Model, prompt: Sequence[int], count: int) -> _Run:
+    """The prompt and its most likely continuation, as `ringc run` makes it."""
+    with model.record_routing() as calls:
+        taken = list(model.generate(prompt, max_new_tokens=count))
+    if len(taken) < count:
+        taken.append(int(model.vocabulary["eos"]))  # it ended the text, and was a choice too
+    ids = torch.tensor([*prompt, *taken[:-1]])
+    rows = torch.arange(len(prompt) - 1, len(ids))
+    experts = [torch.cat(layer) for layer in zip(*calls, strict=True)]
+    return _Run([ids], [_Tokens("tokens after the prompt", torch.tensor(taken), rows)], experts)
 
 
 # ---------------------------------------------------------------- what it should have made
@@ -244,19 +303,21 @@ class _Oracle:
         experts = [e.cpu() for e in made.experts]
         replay = Replay(experts)
         exact = self.logits(self.raised, made.ids, torch.float64, replay)
-        errors = [_errors(logits.cpu().double(), exact[rows], exact) for _, logits, rows in made.parts]
+        errors = [part.errors(exact) for part in made.parts]
         shortfalls = _by_layer(replay.shortfalls, replay)
         allowed = torch.full((len(exact),), self.tolerance)
-        allowed_shortfalls = torch.full_like(shortfalls, self.tolerance)
+        # The scores that are summed up may all be off.
+        summed = torch.tensor(replay.summed, dtype=torch.float64)[:, None]
+        allowed_shortfalls = (self.tolerance * summed).expand_as(shortfalls)
 
         def results() -> list[Compared]:
             found = [
-                _worst(name, logits.shape, error, allowed[rows])
-                for (name, logits, rows), error in zip(made.parts, errors, strict=True)
+                _worst(part.name, part.made.shape, error, part.margin * allowed[part.rows])
+                for part, error in zip(made.parts, errors, strict=True)
             ]
             if experts:
                 shape = (len(experts), *experts[0].shape)
-                found.append(_worst(f"experts of {made.parts[0][0]}", shape, shortfalls, allowed_shortfalls))
+                found.append(_worst(f"experts of {made.parts[0].name}", shape, shortfalls, allowed_shortfalls))
             return found
 
         found = results()
@@ -265,7 +326,7 @@ class _Oracle:
         for usual, off in itertools.islice(self.unfused(made.ids, experts, exact, replay), samples):
             allowed = torch.fmax(allowed, MULTIPLE * usual)
             # A score that is too high and one that is too low make a shortfall of twice the error.
-            allowed_shortfalls = torch.fmax(allowed_shortfalls, 2 * MULTIPLE * off)
+            allowed_shortfalls = torch.fmax(allowed_shortfalls, 2 * MULTIPLE * summed * off)
             found = results()
             if all(one.passed for one in found) or not all(one.error <= HOPELESS * one.allowed for one in found):
                 break
@@ -301,9 +362,17 @@ def _worst(name: str, shape: Sequence[int], errors: torch.Tensor, allowed: torch
 
 def _errors(made: torch.Tensor, wanted: torch.Tensor, all_wanted: torch.Tensor) -> torch.Tensor:
     """The largest error of each row of logits, where all logits have a standard deviation of 1."""
-    return (made - wanted).abs().amax(-1) / max(1.0, float(all_wanted.std()))
+    return (made - wanted).abs().amax(-1) / _spread(all_wanted)
 
 
 def _by_layer(rows: Sequence[torch.Tensor], replay: Replay) -> torch.Tensor:
     """What was found out about each layer's scores [N], where these have a standard deviation of 1: [layers, N]."""
-    return torch.stack([r / s.std() for r, s in zip(rows, replay.scores, strict=True)]) if rows else torch.zeros(0, 0)
+    return (
+        torch.stack([r / _spread(s) for r, s in zip(rows, replay.scores, strict=True)]) if rows else torch.zeros(0, 0)
+    )
+
+
+def _spread(x: torch.Tensor) -> float:
+    """The standard deviation; never 0."""
+    least = max(LEAST_SPREAD * float(x.abs().max()), torch.finfo(torch.float32).tiny)
+    return max(float(x.std(correction=0)), least)

@@ -20,6 +20,11 @@ def check(
     ] = "random:0",
     kernels_only: Annotated[bool, typer.Option("--kernels", help="Check the kernels, not the whole model.")] = False,
     tokens: Annotated[int, typer.Option(help="Tokens of the longest sequence of the whole-model check.")] = 40,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Check the tokens that the model continues this text with, too.", show_default=False),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to continue the prompt with.")] = 48,
     allow_edited: Annotated[bool, typer.Option("--allow-edited", help="Check kernels that were edited.")] = False,
 ) -> None:
     """Compare kernels and model with the fp64 reference.
@@ -27,16 +32,29 @@ def check(
     Every kernel and then the whole model run on this machine, on random inputs and with the given weights.
     """
     from ringc.cli.console import bar, out, table
+    from ringc.cli.prompt import encoded
 
     with bar() as progress:
         from ringc.errors import UsageError
         from ringc.runtime.artifact import open_artifact
         from ringc.runtime.check import check_kernels, check_model
+        from ringc.runtime.tokenizer import find_tokenizer
 
         opened = open_artifact(artifact, allow_edited=allow_edited)
         most = opened.manifest["max_positions"]
         if not FEWEST_TOKENS <= tokens <= most:
             raise UsageError(f"--tokens is {tokens}", help=f"use {FEWEST_TOKENS} to {most}, the positions of the model")
+        ids: list[int] = []
+        if prompt is not None:
+            if kernels_only:
+                raise UsageError("--prompt is for the whole model", help="leave out --kernels")
+            vocabulary = opened.manifest["vocabulary"]
+            ids = encoded(find_tokenizer(vocabulary, weights, artifact), prompt, vocabulary)
+            if not 1 <= max_new_tokens <= most - len(ids):
+                raise UsageError(
+                    f"--max-new-tokens is {max_new_tokens}, after {len(ids)} tokens of the prompt",
+                    help=f"use 1 or more, and at most the model's {most} positions in all",
+                )
         found = check_kernels(opened, progress=progress)
         rows = [
             (
@@ -50,7 +68,11 @@ def check(
             for name, results in found
             for one in results
         ]
-        model = [] if kernels_only else check_model(opened, weights, tokens=tokens, progress=progress)
+        model = (
+            []
+            if kernels_only
+            else check_model(opened, weights, tokens=tokens, prompt=ids, new_tokens=max_new_tokens, progress=progress)
+        )
     table(
         "kernels against the fp64 interpreter",
         ("kernel", "implementation", "result", "error", "allowed", ""),

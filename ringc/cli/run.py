@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -60,6 +59,7 @@ def run(
         raise UsageError("the prompt is empty", help="give at least one character")
 
     from ringc.cli.console import bar
+    from ringc.cli.prompt import encoded
 
     with bar() as progress:
         # Inside, as these imports take longer than a second on a slow machine.
@@ -79,7 +79,7 @@ def run(
             ids = _read_ids(prompt_ids, vocabulary["size"])
         else:
             assert tokenizer is not None and prompt is not None
-            ids = _encoded(tokenizer, prompt, vocabulary)
+            ids = encoded(tokenizer, prompt, vocabulary)
         _check_length(len(ids), max_new_tokens, opened)
         narrow = torch.bfloat16 if weights_dtype == "bf16" else None
         room = cache_bytes(opened.manifest["states"], 1, len(ids) + max_new_tokens)
@@ -129,29 +129,6 @@ def _stream(
     rate = f", {(made - 1) / (ended - first):.1f} tokens/s" if first is not None and made > 1 else ""
     wait = f", first after {(first - began) * 1e3:.0f} ms" if first is not None else ""
     sys.stderr.write(f"[{len(ids)} tokens in, {made} out{wait}{rate}]\n")
-
-
-def _encoded(tokenizer: Tokenizer, prompt: str, vocabulary: Mapping[str, Any]) -> list[int]:
-    """The prompt's tokens behind the one that begins a text.
-
-    Raises:
-        CheckpointError: the tokenizer knows more tokens than the model.
-        UsageError: the prompt has no tokens.
-    """
-    from ringc.errors import CheckpointError, Place, UsageError
-    from ringc.runtime.tokenizer import FileTokenizer
-
-    bos, size = vocabulary.get("bos"), vocabulary["size"]
-    ids = ([] if bos is None else [bos]) + tokenizer.encode(prompt)
-    if not ids:
-        raise UsageError("the tokenizer makes no tokens of the prompt", help="give another one")
-    if max(ids) >= size:
-        raise CheckpointError(
-            f"the tokenizer makes token {max(ids)}, and the model's vocabulary has {size}",
-            place=Place(tokenizer.path) if isinstance(tokenizer, FileTokenizer) else None,
-            help="use the tokenizer.json of the model's own checkpoint",
-        )
-    return ids
 
 
 def _check_length(prompt: int, more: int, artifact: Artifact) -> None:

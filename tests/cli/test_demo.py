@@ -58,6 +58,7 @@ def test_the_demo_needs_no_compiler(tmp_path: Path) -> None:
         " 0 from the cache)",
         "kernels of ring-tiny for cpu",
         "linear_attention_1",
+        "  tokens after the prompt",
         "results compared, 0 wrong",
     ):
         assert shown in done.stdout, done.stdout

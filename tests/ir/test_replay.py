@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 
 import pytest
 import torch
@@ -129,23 +130,47 @@ class TestShortfall:
             found = float(shortfall(route_of(made), scores[i : i + 1], taken))
             assert found <= 2 * noise * route_of(made).group_top + 1e-12
 
-    def test_it_is_the_smallest_over_all_ways_to_keep_groups(self) -> None:
-        """Said again, a token and a set of groups at a time."""
-        op = route_of(GROUPED)
+    def test_many_groups_take_no_time(self) -> None:
+        """There are 2.7 million ways to keep 12 of 24 groups."""
+        scores = torch.rand(50, 48, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        logits = torch.zeros_like(scores)
+        for dropped in ("", ", dropped = 0.0"):
+            made = module(f", groups = 24, keep = 12{dropped}", experts=48, k=4)
+            assert shortfall(route_of(made), scores[:0], torch.zeros(0, 4)).shape == (0,)
+            own = torch.cat([run(made, "main", [logits[:1], s - 0.5], precision=torch.float64)[0] for s in scores])
+            began = time.perf_counter()
+            assert shortfall(route_of(made), scores, own).max() < 1e-12
+            own[:, 0] = scores.argmin(-1)
+            assert shortfall(route_of(made), scores, own).min() > 0.1
+            assert time.perf_counter() - began < 5
+
+    @pytest.mark.parametrize(
+        ("groups", "keep", "each", "k", "top"), [(4, 2, 3, 3, 2), (6, 3, 2, 4, 2), (5, 3, 2, 2, 1), (3, 3, 2, 2, 2)]
+    )
+    def test_it_is_the_smallest_over_all_ways_to_keep_groups(
+        self, groups: int, keep: int, each: int, k: int, top: int
+    ) -> None:
+        """Said again, a token, a choice and a set of groups at a time; with scores that differ, and with ties."""
+        experts = groups * each
+        made = module(f", groups = {groups}, keep = {keep}, group_top = {top}", experts=experts, k=k)
         generator = torch.Generator().manual_seed(5)
-        scores = torch.rand(1, 12, generator=generator, dtype=torch.float64)
-        values = scores[0].tolist()
-        sums = [sum(sorted(values[3 * g : 3 * g + 3])[-2:]) for g in range(4)]
-        for taken in itertools.combinations(range(12), 3):
-            best = INFINITY
-            for kept in itertools.combinations(range(4), 2):
-                if any(e // 3 not in kept for e in taken):
-                    continue
-                groups = max(sums[g] for g in range(4) if g not in kept) - min(sums[g] for g in kept)
-                left = [e for e in range(12) if e // 3 in kept and e not in taken]
-                experts = max(values[e] for e in left) - min(values[e] for e in taken)
-                best = min(best, max(groups, experts, 0.0))
-            assert float(shortfall(op, scores, torch.tensor([taken]))) == pytest.approx(best)
+        scores = torch.rand(2, experts, generator=generator, dtype=torch.float64)
+        scores[1] = (scores[1] * 6).round() / 8
+        choices = list(itertools.combinations(range(experts), k))
+        for row in scores:
+            values = row.tolist()
+            sums = [sum(sorted(values[each * g : each * (g + 1)])[-top:]) for g in range(groups)]
+            found = shortfall(route_of(made), row.expand(len(choices), -1), torch.tensor(choices))
+            for taken, one in zip(choices, found.tolist(), strict=True):
+                best = INFINITY
+                for kept in itertools.combinations(range(groups), keep):
+                    if any(e // each not in kept for e in taken):
+                        continue
+                    dropped = max((sums[g] for g in range(groups) if g not in kept), default=-INFINITY)
+                    left = [e for e in range(experts) if e // each in kept and e not in taken]
+                    beaten = max(values[e] for e in left) - min(values[e] for e in taken)
+                    best = min(best, max(dropped - min(sums[g] for g in kept), beaten, 0.0))
+                assert one == pytest.approx(best), taken
 
 
 def test_a_wrong_choice_is_taken_and_told() -> None:
