@@ -15,6 +15,7 @@ from ringc.codegen.packing import pack
 from ringc.ir.core import Block, Env
 from ringc.ir.interpret import run_block
 from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.types import StateType, TensorType
 
 MULTIPLE = 3.0
@@ -94,9 +95,18 @@ def poisoned(env: Env, type: TensorType, device: str) -> torch.Tensor:
 
 
 def _coarseness(body: Block) -> float:
-    """What the products of the chunked form may be off by: they take decayed rows and the state rounded to the rows' type."""
-    chunked = (op for op in body.ops if isinstance(op, LinearAttention) and op.form == "chunked")
-    return max((2 * torch.finfo(op.v.type.dtype.torch).eps for op in chunked), default=0.0)
+    """What a kernel's products may be off by, beside a rounding of the result.
+
+    Those of the chunked form take decayed rows and the state rounded to the rows' type. Those of narrow operands run on tensor cores,
+    which cut off what they add up: over K terms about sqrt(K) units of f32's last place.
+    """
+    found = [0.0]
+    for op in body.ops:
+        if isinstance(op, LinearAttention) and op.form == "chunked":
+            found.append(2 * torch.finfo(op.v.type.dtype.torch).eps)
+        elif isinstance(op, MatMul | SegmentMatMul) and op.inputs()[0].type.dtype.bytes < 4:
+            found.append(float(op.inputs()[0].shape[1]) ** 0.5 * torch.finfo(torch.float32).eps)
+    return max(found)
 
 
 def _compare(name: str, made: torch.Tensor, exact: torch.Tensor, plain: torch.Tensor, coarse: float) -> Compared:
