@@ -97,15 +97,15 @@ def poisoned(env: Env, type: TensorType, device: str) -> torch.Tensor:
 def _coarseness(body: Block) -> float:
     """What a kernel's products may be off by, beside a rounding of the result.
 
-    Those of the chunked form take decayed rows and the state rounded to the rows' type. Those of narrow operands run on tensor cores,
-    which cut off what they add up: over K terms about sqrt(K) units of f32's last place.
+    Those of the chunked form take decayed rows and the state rounded to the rows' type. Others add up K terms in an order of their own,
+    and tensor cores cut off what they add: about sqrt(K) units of f32's last place.
     """
     found = [0.0]
     for op in body.ops:
         if isinstance(op, LinearAttention) and op.form == "chunked":
             found.append(2 * torch.finfo(op.v.type.dtype.torch).eps)
-        elif isinstance(op, MatMul | SegmentMatMul) and op.inputs()[0].type.dtype.bytes < 4:
-            found.append(float(op.inputs()[0].shape[1]) ** 0.5 * torch.finfo(torch.float32).eps)
+        elif isinstance(op, MatMul | SegmentMatMul) and isinstance(terms := op.inputs()[0].shape[-1], int):
+            found.append(terms**0.5 * torch.finfo(torch.float32).eps)
     return max(found)
 
 
