@@ -137,7 +137,7 @@ TEMPLATES = {
     "triton.row": "ringc.codegen.triton.row:emit",
     "triton.matmul": "ringc.codegen.triton.matmul:emit",
     "triton.grouped": "ringc.codegen.triton.grouped:emit",
-    "triton.linear_recurrent": "ringc.codegen.triton.linear_attention:emit_recurrent",
+    "triton.linear_recurrent": "ringc.codegen.triton.linear_recurrent:emit",
     "triton.linear_chunked": "ringc.codegen.triton.linear_attention:emit_chunked",
     "triton.attention_prefill": "ringc.codegen.triton.attention:emit_prefill",
     "triton.attention_decode": "ringc.codegen.triton.attention:emit_decode",

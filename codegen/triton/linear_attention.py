@@ -1,7 +1,8 @@
-"""Linear attention on GPUs: the recurrent form for decode steps and short sequences, the segment-parallel chunked form for long ones.
+"""Linear attention on GPUs: what its forms share, and the segment-parallel chunked form for long sequences.
 
-Both keep a head's state, or some columns of it, in registers from the first token of a sequence or segment to the last, and update the
-pool in place. Sizes of heads that are no powers of two are padded in the tile.
+The recurrent form, for decode steps and short sequences, is `ringc.codegen.triton.linear_recurrent`. Both keep a head's state, or some
+columns of it, in registers from the first token of a sequence or segment to the last, and update the pool in place. Sizes of heads that
+are no powers of two are padded in the tile.
 """
 
 from __future__ import annotations
@@ -19,15 +20,25 @@ from ringc.ir.types import DType
 SAFE_EXPONENT = 60.0
 """Largest `slope * chunk` at which rows may be scaled by `exp(slope * (j + 1))`: 1e26, times values and scores far below 3e38."""
 
-_HEAD = "import triton\nimport triton.language as tl"
+HEAD = "import triton\nimport triton.language as tl"
+
+TAKEN = (
+    *RESERVED, "pinned", "o", "inflow_of", "scan", "recurrent", "piece_of", "inflow", "tokens", "sequences", "segment", "rows", "steps",
+    "grid",
+)  # fmt: skip
 
 
-def _mixer(kernel: Kernel) -> LinearAttention:
-    """The one operation of the region, whose operands must be the region's arguments and whose results its outputs."""
+def mixer(kernel: Kernel) -> LinearAttention:
+    """The region's one linear_attention, whose results are the region's outputs.
+
+    Raises:
+        CodegenError: there is none or several, the outputs are others, or the state isn't f32.
+    """
     body = kernel.function.body
-    if len(body.ops) != 1 or not isinstance(body.ops[0], LinearAttention):
-        raise CodegenError(f"@{kernel.name}: this template takes linear_attention alone")
-    op = body.ops[0]
+    found = [op for op in body.ops if isinstance(op, LinearAttention)]
+    if len(found) != 1:
+        raise CodegenError(f"@{kernel.name}: this template takes one linear_attention, not {len(found)}")
+    (op,) = found
     if list(op.results) != list(body.outputs):
         raise CodegenError(f"@{kernel.name}: the region's outputs aren't those of its linear_attention")
     if op.pool.dtype is not DType.F32:
@@ -35,15 +46,21 @@ def _mixer(kernel: Kernel) -> LinearAttention:
     return op
 
 
-class _Text:
-    """What both forms fill into their text: sizes, masks of padded tiles, names of arguments."""
+class Text:
+    """What both forms of linear_attention alone fill into their text: sizes, masks of padded tiles, names of arguments.
 
-    def __init__(self, kernel: Kernel, taken: tuple[str, ...]) -> None:
-        self.op = op = _mixer(kernel)
+    Raises:
+        CodegenError: the region is more than a linear_attention, or its state isn't f32.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.op = op = mixer(kernel)
+        if len(kernel.function.body.ops) != 1:
+            raise CodegenError(f"@{kernel.name}: this template takes linear_attention alone")
         self.heads, self.dk = (int(d) for d in op.q.shape[1:])
         self.dv = int(op.v.shape[2])
         self.tile_k, self.tile_v = padded(self.dk), padded(self.dv)
-        names = Names(taken)
+        names = Names(TAKEN)
         self.arguments = argument_names(kernel.function.body, names)
         self.of = dict(zip(kernel.function.body.args, self.arguments, strict=True))
         self.element = pointer(op.q.type)
@@ -67,85 +84,6 @@ class _Text:
         }
 
 
-_RESERVED = (
-    *RESERVED, "pinned", "o", "inflow_of", "scan", "recurrent", "piece_of", "inflow", "tokens", "sequences", "segment", "rows", "steps",
-    "grid",
-)  # fmt: skip
-
-
-def emit_recurrent(kernel: Kernel) -> str:
-    """`triton.linear_recurrent`: one program for some columns of the state of one head of one sequence, token by token.
-
-    Raises:
-        CodegenError: the region is more than a linear_attention, or its state isn't f32.
-    """
-    t = _Text(kernel, _RESERVED)
-    block_v = min(32, t.tile_v)
-    warps = 4 if t.tile_k >= 128 else 1
-    m = t.masks(block_v)
-    signature = dict.fromkeys(("q", "k", "v"), t.element) | {
-        "slopes": "*fp32",
-        "state": "*fp32",
-        "slots": "*i32",
-        "offsets": "*i32",
-    }
-    signature["o"] = t.element
-    constants = {"H": t.heads, "DK": t.dk, "DV": t.dv, "KEYS": t.tile_k, "BLOCK_V": block_v, "SCALE": t.op.scale}
-    job = Job("recurrent", signature, constants, num_warps=warps, num_stages=1)
-    given = ", ".join(t.name(v) for v in t.op.inputs())
-    return f'''{_HEAD}
-
-{jobs_text([job])}
-
-
-@triton.jit
-def recurrent(
-    q, k, v, slopes, state, slots, offsets, o,
-    H: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, KEYS: tl.constexpr, BLOCK_V: tl.constexpr, SCALE: tl.constexpr,
-):
-    """For every token of a sequence: S = exp(-slope) S + k^T v; o = SCALE q S."""
-    sequence = tl.program_id(2)
-    head = tl.program_id(1).to(tl.int64)
-    first = tl.load(offsets + sequence).to(tl.int64)
-    end = tl.load(offsets + sequence + 1).to(tl.int64)
-    if end > first:
-        slot = tl.load(slots + sequence).to(tl.int64)
-        decay = tl.exp2(tl.load(slopes + head) * -1.4426950408889634)
-        key = tl.arange(0, KEYS)
-        value = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-        state_at = state + (slot * H + head) * (DK * DV) + key[:, None] * DV + value[None, :]
-        # Slot -1 is nobody's: it holds zeros, and nothing is written there.
-        s = tl.zeros([KEYS, BLOCK_V], dtype=tl.float32)
-        if slot >= 0:
-            s = tl.load(state_at{m["tile"]})
-        q_at = q + head * DK + key
-        k_at = k + head * DK + key
-        v_at = v + head * DV + value
-        q_next = tl.load(q_at + first * (H * DK){m["key"]})
-        k_next = tl.load(k_at + first * (H * DK){m["key"]})
-        v_next = tl.load(v_at + first * (H * DV){m["value"]})
-        for token in range(first, end):
-            q_t = q_next.to(tl.float32) * SCALE
-            k_t = k_next.to(tl.float32)
-            v_t = v_next.to(tl.float32)
-            # The next token's rows are on their way while this one's are in use; behind the last, the last again.
-            after = tl.minimum(token + 1, end - 1)
-            q_next = tl.load(q_at + after * (H * DK){m["key"]})
-            k_next = tl.load(k_at + after * (H * DK){m["key"]})
-            v_next = tl.load(v_at + after * (H * DV){m["value"]})
-            s = s * decay + k_t[:, None] * v_t[None, :]
-            o_t = tl.sum(s * q_t[:, None], 0)
-            tl.store(o + token * (H * DV) + head * DV + value, o_t.to(o.dtype.element_ty){m["store_value"]})
-        if slot >= 0:
-            tl.store(state_at, s{m["store_tile"]})
-
-
-def launch({", ".join(t.arguments)}, o):
-    grid = ({-(-t.dv // block_v)}, {t.heads}, {t.name(t.op.slots)}.shape[0])
-    recurrent[grid]({given}, o, **pinned(JOBS[0]))
-'''
-
-
 def emit_chunked(kernel: Kernel) -> str:
     """`triton.linear_chunked{chunk,segment,segments}`: two passes over segments of the sequences.
 
@@ -155,7 +93,7 @@ def emit_chunked(kernel: Kernel) -> str:
     Raises:
         CodegenError: the region is more than a linear_attention, or its state isn't f32.
     """
-    t = _Text(kernel, _RESERVED)
+    t = Text(kernel)
     config = kernel.implementation
     chunk, segment, segments = config["chunk"], config["segment"], int(config.get("segments", 16))
     scaled = 0.0 < t.op.steepest * chunk <= SAFE_EXPONENT
@@ -177,7 +115,7 @@ def emit_chunked(kernel: Kernel) -> str:
         ),
     ]  # fmt: skip
     k, v, slopes, state, offsets = (t.name(x) for x in (t.op.k, t.op.v, t.op.slopes, t.op.state, t.op.offsets))
-    return f'''{_HEAD}
+    return f'''{HEAD}
 
 {jobs_text(jobs)}
 

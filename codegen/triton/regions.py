@@ -53,13 +53,14 @@ _HINTS = {"sum": "total", "max": "largest", "abs": "magnitude", "not": "opposite
 _IDENTITY = {"add": (0.0, 0), "maximum": (float("-inf"), -(1 << 31))}
 
 
-def expanded(body: Block) -> Block:
-    """A copy of a block with composite operations written out."""
+def expanded(body: Block, kept: tuple[type[Op], ...] = ()) -> Block:
+    """A copy of a block with composite operations written out, but for those of the classes `kept`."""
     copy = Block([a.type for a in body.args], [a.name for a in body.args])
     mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
     builder = Builder(copy)
     for op in body.ops:
-        results = expand(builder, op.clone(mapping))
+        copied = op.clone(mapping)
+        results = builder.insert(copied).results if isinstance(copied, kept) else expand(builder, copied)
         for old, new in zip(op.results, results, strict=True):
             new.name = new.name or old.name
             mapping[old] = new
@@ -120,6 +121,8 @@ class Reader:
         cuts: how axes are cut so far.
         axes: tile axes that exist already, by slot and extent, for reductions to share loads with.
         given: values that the kernel has in registers, as blocks that every index reads.
+        cuttable: whether axes that the reader makes may be cut. Where they may not, a concatenation reads each of its parts at a place that
+            the part has, and chooses.
     """
 
     def __init__(
@@ -127,10 +130,13 @@ class Reader:
         tiles: Tiles,
         cuts: Cuts,
         given: Mapping[Value, Tile] | None = None,
+        *,
+        cuttable: bool = True,
     ) -> None:
         self.tiles = tiles
         self.cuts = cuts
         self.given = dict(given or {})
+        self.cuttable = cuttable
         self.seen = Seen()
         self.axes: dict[tuple[int, int], Axis] = {}
 
@@ -148,7 +154,7 @@ class Reader:
             if block != extent:
                 inside = self.tiles.names.fresh(f"{name}_in")
                 first.lines.append(f"{inside} = {name} < {extent}")
-            self.axes[key] = Axis(name, 0, extent - 1, slot=slot, block=block, inside=inside, cuttable=True)
+            self.axes[key] = Axis(name, 0, extent - 1, slot=slot, block=block, inside=inside, cuttable=self.cuttable)
         return self.axes[key]
 
     def has(self, slot: int, extent: int) -> bool:

@@ -233,6 +233,10 @@ def main() -> None:
         sizes = {"N": n, "B": n, "P": n, "S": 1, "R": n}
         timed = partial(ours, "linear_recurrent", "triton.linear_recurrent", sizes, decode_step(0))
         row(f"linear attention decode B={n}", "ringc linear_recurrent", timed)
+        timed = partial(ours, "split_norm_rope", "triton.row", sizes)
+        row(f"split, norms, rope decode B={n}", "ringc row", timed)
+        timed = partial(ours, "linear_front", "triton.linear_recurrent", sizes, decode_step(0))
+        row(f"both in one decode B={n}", "ringc linear_recurrent", timed)
     for n in (1, 16):
         row(f"route T={n} E=256", "ringc route", partial(ours, "route", "triton.route", one | {"N": n}))
     for n in (1, 16, 512, 8192):

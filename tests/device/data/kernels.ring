@@ -1,4 +1,4 @@
-# Kernel functions of ring-mini-linear-2.0 in bf16, for the tests on a GPU. Implementations are chosen when the tests run.
+# Kernel functions of ring-mini-linear-2.0 in bf16, for the tests on a GPU; @linear_front_rope has other heads. Implementations are chosen when the tests run.
 module @ring-mini level kernel
 symbol B >= 1
 symbol N >= 1
@@ -31,6 +31,36 @@ func @split_norm_rope(%0: bf16[N / B, 8192], %query_layernorm: bf16[128], %cos: 
 func @linear_recurrent(%q: bf16[N / B, 16, 128], %k: bf16[N / B, 16, 128], %v: bf16[N / B, 16, 128], %0: f32[16], %state: state<f32[P; 16, 128, 128]>, %slots: i32[B], %offsets: i32[B + 1]) with {family = "linear_attention"} {
   %1, %2 = linear_attention(%q, %k, %v, %0, %state, %slots, %offsets) {scale = 0.08838834764831845, form = "recurrent", steepest = 0.7071138522543595} : bf16[N / B, 16, 128], state<f32[P; 16, 128, 128]>
   return %1, %2
+}
+
+func @linear_front(%0: bf16[N / B, 8192], %query_layernorm: bf16[128], %cos: f32[N / B, 32], %sin: f32[N / B, 32], %key_layernorm: bf16[128], %slopes: f32[16], %state: state<f32[P; 16, 128, 128]>, %slots: i32[B], %offsets: i32[B + 1]) with {family = "linear_attention"} {
+  %1 = slice(%0) {axis = 1, start = 0, stop = 2048} : bf16[N / B, 2048]
+  %2 = reshape(%1) {shape = [N, 16, 128]} : bf16[N / B, 16, 128]
+  %3 = slice(%0) {axis = 1, start = 2048, stop = 4096} : bf16[N / B, 2048]
+  %4 = reshape(%3) {shape = [N, 16, 128]} : bf16[N / B, 16, 128]
+  %5 = slice(%0) {axis = 1, start = 4096, stop = 6144} : bf16[N / B, 2048]
+  %v = reshape(%5) {shape = [N, 16, 128]} : bf16[N / B, 16, 128]
+  %6 = rms_norm(%2, %query_layernorm) : bf16[N / B, 16, 128]
+  %7 = cast(%6) {dtype = f32} : f32[N / B, 16, 128]
+  %8 = rope(%7, %cos, %sin) : f32[N / B, 16, 128]
+  %q = cast(%8) {dtype = bf16} : bf16[N / B, 16, 128]
+  %9 = rms_norm(%4, %key_layernorm) : bf16[N / B, 16, 128]
+  %10 = cast(%9) {dtype = f32} : f32[N / B, 16, 128]
+  %11 = rope(%10, %cos, %sin) : f32[N / B, 16, 128]
+  %k = cast(%11) {dtype = bf16} : bf16[N / B, 16, 128]
+  %12, %13 = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {scale = 0.08838834764831845, form = "recurrent", steepest = 0.7071138522543595} : bf16[N / B, 16, 128], state<f32[P; 16, 128, 128]>
+  return %12, %13
+}
+
+func @linear_front_rope(%0: bf16[N / B, 16, 80], %1: bf16[N / B, 16, 80], %v: bf16[N / B, 16, 48], %cos: f32[N / B, 40], %sin: f32[N / B, 40], %slopes: f32[16], %state: state<f32[P; 16, 80, 48]>, %slots: i32[B], %offsets: i32[B + 1]) with {family = "linear_attention"} {
+  %2 = cast(%0) {dtype = f32} : f32[N / B, 16, 80]
+  %3 = rope(%2, %cos, %sin) : f32[N / B, 16, 80]
+  %q = cast(%3) {dtype = bf16} : bf16[N / B, 16, 80]
+  %4 = cast(%1) {dtype = f32} : f32[N / B, 16, 80]
+  %5 = rope(%4, %cos, %sin) : f32[N / B, 16, 80]
+  %k = cast(%5) {dtype = bf16} : bf16[N / B, 16, 80]
+  %6, %7 = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {scale = 0.1118033988749895, form = "recurrent", steepest = 0.7071138522543595} : bf16[N / B, 16, 48], state<f32[P; 16, 80, 48]>
+  return %6, %7
 }
 
 func @linear_chunked(%q: bf16[N / B, 16, 128], %k: bf16[N / B, 16, 128], %v: bf16[N / B, 16, 128], %0: f32[16], %state: state<f32[P; 16, 128, 128]>, %slots: i32[B], %offsets: i32[B + 1]) with {family = "linear_attention"} {
