@@ -7,6 +7,8 @@ are no powers of two are padded in the tile.
 
 from __future__ import annotations
 
+import math
+
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
 from ringc.codegen.triton.jobs import Job, jobs_text, padded, pointer
@@ -20,11 +22,31 @@ from ringc.ir.types import DType
 SAFE_EXPONENT = 60.0
 """Largest `slope * chunk` at which rows may be scaled by `exp(slope * (j + 1))`: 1e26, times values and scores far below 3e38."""
 
+FORGOTTEN = 24
+"""Bits: what enters a segment may lack at most 2^-24 of the largest |k_i v_j| of its sequence, and of its initial state, in element ij.
+
+That is half a unit in f32's last place, what rounding the largest token alone may cost. `HORIZON_OF` has the bound. It holds for all that
+is dropped together: parts of segments and whole segments alike are dropped from the horizon on, counted from the segment at hand.
+"""
+
+HORIZON_OF = f'''
+@triton.jit
+def horizon_of(slope):
+    """How many tokens back a head sees: all that is older adds at most 2^-{FORGOTTEN} of the largest |k_i v_j| to element ij of its state.
+
+    With lam = exp(-slope), what is at least h tokens old is a geometric series: at most lam^h / (1 - lam) of the largest token, which is
+    2^-{FORGOTTEN} at h = ({FORGOTTEN} ln 2 - ln(1 - lam)) / slope. 1 - lam is at least slope / (1 + slope), and taken for that. An initial
+    state that is so old counts lam^h, which is less. Without decay nothing is forgotten: a billion tokens.
+    """
+    slope = tl.maximum(slope, 1e-9)
+    return tl.minimum(({FORGOTTEN * math.log(2):.9g} + tl.log(1.0 + 1.0 / slope)) / slope, 1e9).to(tl.int32) + 1
+'''.strip("\n")
+
 HEAD = "import triton\nimport triton.language as tl"
 
 TAKEN = (
-    *RESERVED, "pinned", "o", "inflow_of", "scan", "recurrent", "piece_of", "inflow", "tokens", "sequences", "segment", "rows", "steps",
-    "grid",
+    *RESERVED, "pinned", "o", "inflow_of", "scan", "recurrent", "piece_of", "horizon_of", "inflow", "tokens", "sequences", "segment",
+    "rows", "steps", "grid",
 )  # fmt: skip
 
 
@@ -123,6 +145,9 @@ def emit_chunked(kernel: Kernel) -> str:
 {PIECE_OF}
 
 
+{HORIZON_OF}
+
+
 {_inflow(t.masks(wide))}
 
 
@@ -162,8 +187,9 @@ def inflow_of(
 ):
     """What enters each segment from just before it: the sequence's state, or what the segment before builds up from zero.
 
-    The segment before is whole, so there are no tails here. The state is copied for sequences of several segments, as the last of them
-    overwrites it in the next pass while the first may not have read it yet; of one segment, it stays where it is.
+    The segment before is whole, so there are no tails here; its chunks beyond the head's horizon are skipped. The state is copied for
+    sequences of several segments, as the last of them overwrites it in the next pass while the first may not have read it yet; of one
+    segment, it stays where it is.
     """
     blocks: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
     row = tl.program_id(0) // blocks
@@ -182,14 +208,16 @@ def inflow_of(
                 s = tl.load(state + (slot * H + head) * (DK * DV) + tile{m["tile"]})
             tl.store(inflow_at, s{m["store_tile"]})
     elif first < end:
-        decay = tl.load(slopes + head) * -1.4426950408889634
+        slope = tl.load(slopes + head)
+        decay = slope * -1.4426950408889634
+        skipped = tl.maximum(segment - horizon_of(slope), 0) // CHUNK * CHUNK
         token = tl.arange(0, CHUNK)
         to_end = tl.exp2(decay * (CHUNK - 1 - token))
         over_chunk = tl.exp2(decay * CHUNK)
         k_base = k + ((first - segment).to(tl.int64) * H + head) * DK
         v_base = v + ((first - segment).to(tl.int64) * H + head) * DV
         s = tl.zeros([KEYS, BLOCK_V], dtype=tl.float32)
-        for start in range(0, segment, CHUNK):
+        for start in range(skipped, segment, CHUNK):
             at = (start + token)[:, None]
             k_tile = tl.load(k_base + at * (H * DK) + key[None, :]{key_mask})
             v_tile = tl.load(v_base + at * (H * DV) + value[None, :]{value_mask})
@@ -235,7 +263,9 @@ def scan(
     H: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_V: tl.constexpr,
     SCALE: tl.constexpr,
 ):
-    """Every segment sums the decayed inflows of its sequence up to its own, then runs its chunks; the last one stores the final state.
+    """Every segment sums the decayed inflows of its sequence up to its own, as far back as its head sees, then runs its chunks.
+
+    The last one stores the final state.
 
     {meaning}
     """
@@ -248,7 +278,8 @@ def scan(
     if length > 0:
         slot = tl.load(slots + sequence).to(tl.int64)
         is_last = first + segment >= end
-        decay = tl.load(slopes + head) * -1.4426950408889634
+        slope = tl.load(slopes + head)
+        decay = slope * -1.4426950408889634
         key = tl.arange(0, KEYS)
         value = tl.program_id(0) % blocks * BLOCK_V + tl.arange(0, BLOCK_V)
         tile = key[:, None] * DV + value[None, :]
@@ -259,9 +290,9 @@ def scan(
             if slot >= 0:
                 s = tl.load(state_at{m["tile"]})
         else:
-            # Inflows that have decayed below 2^-30 are left out.
+            # Inflow number `back` from here is made of tokens at least `back * segment` before this one's first.
             over_segment = tl.exp2(decay * segment)
-            reach = tl.minimum(30.0 / (tl.maximum(-decay, 1e-9) * segment), 1e6).to(tl.int32) + 1
+            reach = (horizon_of(slope) - 1) // segment
             for back in range(tl.minimum(index, reach), -1, -1):
                 inflow_at = inflow + ((row - back).to(tl.int64) * H + head) * (DK * DV) + tile
                 s = s * over_segment + tl.load(inflow_at{m["tile"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
+from ringc.codegen.triton.linear_attention import FORGOTTEN, HORIZON_OF
 from ringc.errors import CodegenError
-from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of, reference, run
+from tests.codegen.support_kernels import check, check_golden, distance, kernel, offsets_of, reference, run
 
 
 def mixer(
@@ -114,6 +116,93 @@ def test_steep_slopes_stay_finite_in_the_form_that_is_safe_for_all(
 ) -> None:
     given = inputs(2, 16, 16, [100], [0], [40.0, 9.0])
     check(interpreter, tmp_path, mixer(2, 16, 16, CHUNKED), given)
+
+
+SEGMENTS = "triton.linear_chunked{chunk=16,segment=64,segments=4}"
+"""Four segments of a sequence of 256 tokens."""
+
+
+@pytest.mark.parametrize("steepest", [0.0, 0.9], ids=["any slope", "gentle slopes"])
+def test_heads_that_forget_within_a_segment(interpreter: InterpreterWorker, tmp_path: Path, steepest: float) -> None:
+    slopes = [
+        0.9,
+        0.45,
+        0.3,
+        0.28,
+        0.26,
+        0.14,
+        0.05,
+        0.0,
+        1e-7,
+    ]  # horizons of 20, 41, 62, 67, 72, 140 tokens and more than there are
+    heads = len(slopes)
+    given = inputs(heads, 16, 16, [250, 70, 256], [1, 3, -1], slopes)
+    made = mixer(heads, 16, 16, SEGMENTS, steepest=steepest)
+    check(interpreter, tmp_path, made, given, tolerance=2e-6)
+    (o, state), (want, after) = run(interpreter, tmp_path, made, given), reference(made, given)
+    for head in range(heads):  # a small head's error would be lost among the others'
+        assert distance(o[:, head], want[:, head]) < 2e-6, head
+        assert distance(state[:, head], after[:, head]) < 2e-6, head
+
+
+@pytest.mark.parametrize(
+    ("token", "size", "slope"),
+    # Of the first segment, a token of its first half; its last token, seen from the third segment.
+    [(20, 1e20, 0.9), (63, 1e25, 0.9)],
+    ids=["part of a segment", "whole segments"],
+)
+def test_what_lies_beyond_the_horizon_is_skipped(
+    interpreter: InterpreterWorker, tmp_path: Path, token: int, size: float, slope: float
+) -> None:
+    """A huge token would be seen through its decay, if it weren't skipped: by the head that is gentler, it is."""
+    begin = 64 if token < 32 else 128
+    assert 0.01 < size * math.exp(-slope * (begin - 1 - token)) < 1e6
+    given = inputs(2, 16, 16, [200], [1], [slope, slope / 5])
+    huge = [x.clone() for x in given]
+    huge[1][token] *= size
+    made = mixer(2, 16, 16, SEGMENTS)
+    usual, other = (run(interpreter, tmp_path, made, x)[0][begin : begin + 64] for x in (given, huge))
+    assert torch.equal(usual[:, 0], other[:, 0])
+    assert distance(other[:, 1], usual[:, 1].double()) > 1e3
+
+
+def horizon_of(interpreter: InterpreterWorker, folder: Path, slope: float) -> int:
+    """What the kernels compute."""
+    path = folder / "horizon.py"
+    path.write_text(f"""import triton
+import triton.language as tl
+
+
+{HORIZON_OF}
+
+
+@triton.jit
+def ask(slopes, out):
+    tl.store(out, horizon_of(tl.load(slopes)))
+
+
+def launch(slopes, out):
+    ask[(1,)](slopes, out)
+""")
+    out = torch.zeros(1, dtype=torch.int32)
+    interpreter.run(path, torch.tensor([slope]), out)
+    return int(out)
+
+
+@pytest.mark.parametrize("slope", [1e-6, 1e-3, 0.0442, 0.0625, 0.25, 0.7071, 3.0, 40.0])
+def test_the_horizon_keeps_its_bound(interpreter: InterpreterWorker, tmp_path: Path, slope: float) -> None:
+    """The tail of the series from there on is small enough, and the horizon isn't much further away than that needs."""
+    horizon = horizon_of(interpreter, tmp_path, slope)
+    tail = math.exp(-slope * horizon) / -math.expm1(-slope)
+    assert tail <= 2.0**-FORGOTTEN * (1 + 1e-5)
+    assert tail >= 2.0**-FORGOTTEN * math.exp(-2.1 * slope) / (
+        1 + slope
+    )  # it may be two tokens too far, and less than 1 - lam allows
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.0, 1e-12])
+def test_without_decay_nothing_is_forgotten(interpreter: InterpreterWorker, tmp_path: Path, slope: float) -> None:
+    assert horizon_of(interpreter, tmp_path, slope) == 10**9 + 1
 
 
 def test_free_slots_of_the_pool_stay_as_they_are(interpreter: InterpreterWorker, tmp_path: Path) -> None:
