@@ -123,16 +123,17 @@ BY_HAND = Front(
 
 TABLES = Front(
     2, 16, 16,
-    "%x: f32[N / B, 32], %k: f32[N / B, 2, 16], %v: f32[N / B, 2, 16], %cos: f32[50, 8], %sin: f32[50, 8], %positions: i32[N / B]",
+    "%x: f32[N / B, 32], %k: f32[N / B, 2, 16], %y: f32[N / B, 2, 16], %cos: f32[50, 8], %sin: f32[50, 8], %positions: i32[N / B]",
     """
   %split = reshape(%x) {shape = [N, 2, 16]} : f32[N / B, 2, 16]
   %c = gather(%cos, %positions) : f32[N / B, 8]
   %s = gather(%sin, %positions) : f32[N / B, 8]
   %q = rope(%split, %c, %s) : f32[N / B, 2, 16]
+  %v = rms_norm(%y, _) : f32[N / B, 2, 16]
   %steeper = add(%slopes, %slopes) : f32[2]""",
     "%steeper",
 )  # fmt: skip
-"""Angles from tables at positions; slopes that are computed."""
+"""Angles from tables at positions; a norm of values as wide as keys; slopes that are computed."""
 
 GROUPS = Front(
     2, 32, 16,
