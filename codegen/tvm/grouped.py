@@ -13,7 +13,6 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.tvm.elements import Arithmetic, Expr
 from ringc.codegen.tvm.function import RESERVED, Head
-from ringc.codegen.tvm.kept import primitive
 from ringc.codegen.tvm.matmul import in_front, prologue
 from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.row import file_text
@@ -23,6 +22,7 @@ from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Function, Value
 from ringc.ir.elements import Elementwise
+from ringc.ir.ops.composite import primitive
 from ringc.ir.ops.index import Gather
 from ringc.ir.ops.pointwise import Pointwise
 from ringc.ir.ops.products import SegmentMatMul

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ringc.errors import CodegenError
-from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Op, Value
 from ringc.ir.elements import Elementwise
-from ringc.ir.ops.composite import Composite, expand
 from ringc.ir.ops.pointwise import Pointwise
 from ringc.ir.ops.reduce import Reduction
 from ringc.ir.ops.rows import Rope
@@ -26,22 +24,6 @@ _ROW_BYTES = 16384
 
 _COST = {"exp": 8, "sigmoid": 8, "log": 30, "cos": 30, "sin": 30, "sqrt": 5, "rsqrt": 6, "div": 4}
 _DEAR = 5
-
-
-def primitive(body: Block) -> Block:
-    """A copy of a region with its composite operations written out, but for those that have an element rule."""
-    copy = Block([a.type for a in body.args], [a.name for a in body.args])
-    mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
-    builder = Builder(copy)
-    for op in body.ops:
-        clone = op.clone(mapping)
-        dissolve = isinstance(op, Composite) and not isinstance(op, Elementwise)
-        made = expand(builder, clone) if dissolve else builder.insert(clone).results
-        for old, new in zip(op.results, made, strict=True):
-            new.name = new.name or old.name
-            mapping[old] = new
-    copy.set_outputs(mapping[v] for v in body.outputs)
-    return copy
 
 
 def chosen_stages(body: Block) -> list[Value]:

@@ -7,18 +7,34 @@ in registers while all tokens of a block of the sequence pass by; each token's o
 * chunked: within a block, S is kept divided by `lam^t`, so that it needs no decay: `S += (k lam^-t) v; o += (q lam^t) S`, and
   `S *= lam^L` at the block's end: two operations. The powers stay representable while `slope * chunk` is small; a head that decays
   faster takes the recurrent form, whose states and outputs are the same.
+
+In front of the recurrent form there may be row work (`ringc.passes.front`): then a task makes the rows of q, k and v that it needs by
+itself, token by token, in memory of its own. The state goes through registers once for each token: decoding has one.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 from ringc.codegen.kernel import Kernel
+from ringc.codegen.names import Names, argument_names
+from ringc.codegen.tvm.elements import Arithmetic
+from ringc.codegen.tvm.function import RESERVED, argument_place, memory_shape
+from ringc.codegen.tvm.head_rows import Row, write_head_rows
+from ringc.codegen.tvm.row import LIBRARY
 from ringc.codegen.tvm.script import LANES, Script, only
+from ringc.codegen.tvm.stages import Stages
 from ringc.errors import CodegenError
+from ringc.ir.builder import Builder
+from ringc.ir.core import Value
 from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.pointwise import Mul
+from ringc.ir.ops.source import scalar
+from ringc.ir.symbols import symbols_of
 from ringc.ir.types import DType
+from ringc.passes.front import front_of, why_not_in_front
 
 STEEPEST = 60.0
 """Largest `slope * chunk` of the chunked form: e^60 k v is far from the end of f32's range."""
@@ -30,6 +46,12 @@ ROWS = 4
 COLUMNS = 64
 """A group of the state: so many rows of so many columns are 16 registers of 16 lanes."""
 
+_LOCALS = (
+    "task", "b", "h", "left", "slot", "first", "tokens", "t", "n", "g", "c", "l", "y", "lam",
+    "qs", "ks", "vs", "os", *(f"S{r}" for r in range(ROWS)),
+)  # fmt: skip
+"""What the body calls its own."""
+
 HEADS = 4
 """With fewer heads than this, a head is cut into slices, so that one sequence occupies several threads."""
 
@@ -38,16 +60,16 @@ def emit_recurrent(kernel: Kernel) -> str:
     """The file's body.
 
     Raises:
-        CodegenError: the region is no single linear attention on f32.
+        CodegenError: the region is no linear attention on f32 with, at most, row work in front that stays within a head.
     """
-    return _Emitter(kernel).text(0)
+    return (_Fronted if len(kernel.function.body.ops) > 1 else _Emitter)(kernel).text(0)
 
 
 def emit_chunked(kernel: Kernel) -> str:
     """The file's body; the configuration's `chunk` is the length of a block.
 
     Raises:
-        CodegenError: as for `emit_recurrent`.
+        CodegenError: the region is no single linear attention on f32.
     """
     return _Emitter(kernel).text(kernel.implementation["chunk"])
 
@@ -84,11 +106,6 @@ class _Emitter:
     def __init__(self, kernel: Kernel) -> None:
         op = only(kernel, LinearAttention)
         assert isinstance(op, LinearAttention)
-        body = kernel.function.body
-        if len(body.ops) != 1 or [op.q, op.k, op.v] != [v for v in (op.q, op.k, op.v) if v in body.args]:
-            raise CodegenError(
-                f"@{kernel.name}: {kernel.implementation.template} makes a linear_attention and nothing else"
-            )
         if op.q.tensor.dtype is not DType.F32 or op.pool.dtype is not DType.F32:
             raise CodegenError(
                 f"@{kernel.name}: kernels on the CPU compute in f32, and this one takes {op.q.tensor.dtype}"
@@ -96,19 +113,23 @@ class _Emitter:
         self.op = op
         self.heads, self.dk, self.dv = (int(d) for d in op.pool.shape)
         self.tiles = _tiles(self.dk, self.dv, self.heads, int(kernel.implementation.get("columns", COLUMNS)))
+        self.script = Script(kernel, self.names(kernel))
+
+    def names(self, kernel: Kernel) -> dict[Value, str]:
+        """Names of the arguments and of the output."""
+        op, body = self.op, kernel.function.body
+        if len(body.ops) != 1:
+            raise CodegenError(
+                f"@{kernel.name}: {kernel.implementation.template} makes a linear_attention and nothing else"
+            )
         inputs = (op.q, op.k, op.v, op.slopes, op.state, op.slots, op.offsets)
         names = dict(zip(inputs, ("q", "k", "v", "slopes", "state", "slots", "offsets"), strict=True))
         if len(names) != len(inputs):
             raise CodegenError(f"@{kernel.name}: an operand is given twice")
-        self.script = Script(kernel, {**names, op.results[0]: "o"})
+        return {**names, op.results[0]: "o"}
 
     def text(self, chunk: int) -> str:
         out, tiles = self.script, self.tiles
-        out("import tvm")
-        out("from tvm.script import tirx as T")
-        if chunk:
-            out("\nfrom ringc.codegen.tvm.library import exp")
-        out("\n")
         each = self.heads * tiles.slices
         with out.main(), out.block(f"for task in T.parallel(B * {each}):"):
             out(f"b: T.let = task // {each}")
@@ -128,7 +149,13 @@ class _Emitter:
                     out(f"step: T.let = T.Select(slot >= 0, T.int64({BLOCK}), T.max(tokens, T.int64(1)))")
                     with out.block("for block in T.serial((tokens + step - 1) // step):"):
                         self.recurrent("first + block * step", "T.min(step, tokens - block * step)")
-        return out.text()
+        used = self.functions() if not chunk else ["exp"]
+        library = f"\nfrom ringc.codegen.tvm.library import {', '.join(used)}\n" if used else ""
+        return f"import tvm\nfrom tvm.script import tirx as T\n{library}\n\n{out.text()}"
+
+    def functions(self) -> list[str]:
+        """Functions of the library that the recurrent form calls."""
+        return []
 
     def column(self) -> str:
         """A column of the slice, as a column of the head."""
@@ -166,12 +193,10 @@ class _Emitter:
     def recurrent(self, start: str = "first", length: str = "tokens") -> None:
         """Tokens `start .. start + length`, from the state in the slot to the state in the slot."""
         out, tiles = self.script, self.tiles
-        width, rows = tiles.width, tiles.rows
-        out.scratch("lam", (1,))
-        out("lam[0] = T.exp(T.float32(0) - slopes[h])")
+        self.decay()
         with out.block(f"for t in T.serial({length}):"):
-            out.vectors(width, f"o[{start} + t, h, {self.column()}] = T.float32(0)")
-        with out.block(f"for g in T.serial({self.dk // rows}):"):
+            self.clear(f"{start} + t")
+        with out.block(f"for g in T.serial({self.dk // tiles.rows}):"):
             self.group()
             with out.block("if slot >= 0:"):
                 self.each_row(f"S[@] = {self.state()}")
@@ -184,6 +209,14 @@ class _Emitter:
                 self.token(f"o[n, h, {column}]", "k[n, h, #]", q, f"v[n, h, {column}]", " * lam[0]")
             with out.block("if slot >= 0:"):
                 self.each_row(f"{self.state()} = S[@]")
+
+    def decay(self) -> None:
+        self.script.scratch("lam", (1,))
+        self.script("lam[0] = T.exp(T.float32(0) - slopes[h])")
+
+    def clear(self, n: str) -> None:
+        """No group has contributed to a token's output yet."""
+        self.script.vectors(self.tiles.width, f"o[{n}, h, {self.column()}] = T.float32(0)")
 
     def chunked(self, chunk: int) -> None:
         """The whole sequence in blocks of `chunk` tokens, whose rows are copied side by side, q and k scaled by the decay."""
@@ -225,3 +258,95 @@ class _Emitter:
                 self.each_row(f"{self.state()} = S[@] * decay[0]")
             with out.block("for t in T.serial(length):"):
                 out.vectors(width, f"o[start + t, h, {self.column()}] = os[t, @]")
+
+
+class _Fronted(_Emitter):
+    """The recurrent form with row work in front."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.math = Arithmetic()
+        super().__init__(kernel)
+        op, body = self.op, kernel.function.body
+        ops = [o for o in body.ops if o is not op]
+        others = (op.slopes, op.state, op.slots, op.offsets)
+        if not set(body.outputs) <= set(op.results) or not all(v in body.args for v in others):
+            raise CodegenError(
+                f"@{kernel.name}: {kernel.implementation.template} makes a linear_attention and what is in front of q, k and v"
+            )
+        if why := why_not_in_front(op, ops):
+            raise CodegenError(
+                f"@{kernel.name}: {kernel.implementation.template} can't take the work in front of its linear_attention: {why}"
+            )
+        self.front, taken = front_of(op, ops)
+        q, k, v = self.front.outputs
+        b = Builder(self.front)
+        self.front.set_outputs((b(Mul(q, b(scalar(op.scale, DType.F32)))), k, v))
+        names = {own: self.script.names[given] for own, given in zip(self.front.args, taken, strict=True)}
+        self.places = {own: argument_place(self.math, name, own.type) for own, name in names.items()}
+
+    def names(self, kernel: Kernel) -> dict[Value, str]:
+        op, body = self.op, kernel.function.body
+        symbols = symbols_of(d for v in body.args for d in memory_shape(v.type))
+        names = Names({*RESERVED, *_LOCALS, *symbols})
+        own = {op.slopes: "slopes", op.state: "state", op.slots: "slots", op.offsets: "offsets", op.results[0]: "o"}
+        for value, name in own.items():
+            names[value] = names.fresh(name)
+        argument_names(body, names)
+        return {v: names[v] for v in (*body.args, op.results[0])}
+
+    def functions(self) -> list[str]:
+        return [f for f in LIBRARY if f in self.math.functions]
+
+    def recurrent(self, start: str = "first", length: str = "tokens") -> None:
+        out, tiles, dk = self.script, self.tiles, self.dk
+        self.decay()
+        for name, width in (("qs", dk), ("ks", dk), ("vs", tiles.width), ("os", tiles.width)):
+            out.scratch(name, (width,))
+        groups, o = f"for g in T.serial({dk // tiles.rows}):", f"o[n, h, {self.column()}]"
+        with out.block("if slot >= 0:"), out.block(f"for t in T.serial({length}):"):
+            out(f"n: T.let = {start} + t")
+            self.rows()
+            out.vectors(tiles.width, "os[@] = T.float32(0)")
+            with out.block(groups):
+                self.group()
+                self.each_row(f"S[@] = {self.state()}")
+                self.token("os[@]", "ks[#]", "qs[#]", "vs[@]", " * lam[0]")
+                self.each_row(f"{self.state()} = S[@]")
+            out.vectors(tiles.width, f"{o} = os[@]")
+        with out.block("else:"):
+            # Without a slot there is no memory to keep the state in between tokens: each group makes all rows once more.
+            with out.block(f"for t in T.serial({length}):"):
+                self.clear(f"{start} + t")
+            with out.block(groups):
+                self.group()
+                self.each_row("S[@] = T.float32(0)")
+                with out.block(f"for t in T.serial({length}):"):
+                    out(f"n: T.let = {start} + t")
+                    self.rows()
+                    self.token(o, "ks[#]", "qs[#]", "vs[@]", " * lam[0]")
+
+    def rows(self) -> None:
+        """Rows of the token n: q, scaled, and k and v."""
+        math, tiles = self.math, self.tiles
+        inside = Names({*_LOCALS, *RESERVED, *self.script.names.values()} - {"c", "l"})
+        stages = Stages(inside, math, self.script.out, dict(self.places))
+        n = math.variable("n", 0, None, "int64")
+        h = math.variable("h", 0, self.heads - 1, "int64") if self.heads > 1 else math.number(0)
+        start = math.variable("left", 0, self.dv - tiles.width, "int64") if tiles.slices > 1 else math.number(0)
+        q, k, v = self.front.outputs
+        rows = [
+            Row(value, first, width, partial("{0}[{1}] = {2}".format, name))
+            for name, value, first, width in (
+                ("qs", q, math.number(0), self.dk),
+                ("ks", k, math.number(0), self.dk),
+                ("vs", v, start, tiles.width),
+            )
+        ]
+        write_head_rows(stages, self.front, [n, h], rows)
+        known = symbols_of(
+            d for value in self.script.names for d in memory_shape(value.type) if not isinstance(d, int) and d.is_Symbol
+        )
+        if missing := math.symbols - known:
+            raise CodegenError(
+                f"@{self.script.kernel.name}: no argument says how large {', '.join(sorted(missing))} is"
+            )

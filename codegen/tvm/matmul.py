@@ -14,7 +14,6 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr
 from ringc.codegen.tvm.function import RESERVED, Head, argument_place
-from ringc.codegen.tvm.kept import primitive
 from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.row import file_text, write_rows
 from ringc.codegen.tvm.stages import Stages
@@ -23,6 +22,7 @@ from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Function, Op, Value
+from ringc.ir.ops.composite import primitive
 from ringc.ir.ops.pointwise import Mul
 from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.reduce import Sum

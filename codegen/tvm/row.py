@@ -14,12 +14,13 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.tvm.elements import STORED, Arithmetic, Expr
 from ringc.codegen.tvm.function import RESERVED, Head, argument_place, write_module
-from ringc.codegen.tvm.kept import chosen_stages, primitive
+from ringc.codegen.tvm.kept import chosen_stages
 from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.stages import Place, Stages, Target
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Function, Op, Value
+from ringc.ir.ops.composite import primitive
 from ringc.ir.ops.reduce import Reduction
 from ringc.ir.ops.source import SegmentIds
 from ringc.ir.ops.state import StateAppend
@@ -234,31 +235,37 @@ def _row_loop(stages: Stages, rows: Dim | None, row: Expr | None, parallel: bool
 
 
 def _write_item(stages: Stages, item: Item, lead: list[Expr]) -> None:
-    value, names, math = item.value, stages.names, stages.math
+    value, math = item.value, stages.math
     dtype = value.type.dtype
-    trailing = value.shape[1:]
     if item.output is not None:
         name = item.output
         place = argument_place(math, name, value.type)
         target = Target(lambda at, e: f"{name}[{', '.join(map(text, at)) or '()'}] = {e}", STORED[dtype], item.argument)
-    elif product(trailing) == 1:
-        name = names.fresh(value.name or _hint(item.op))
-        computed = math.literal(0, dtype).dtype
-        scalar = math.scalar(name, computed)
-        place = lambda _at: scalar  # noqa: E731
-        target = Target(lambda _at, e: f"{name}: T.let = {e}", computed)
     else:
-        name = names.fresh(value.name or _hint(item.op))
-        wide = [axis for axis in range(1, value.tensor.rank) if value.shape[axis] != 1]
-        stages.allocate(name, [text(math.size(value.shape[axis])) for axis in wide], STORED[dtype])
-        place = lambda at: math.load(name, [at[i] for i in wide], dtype)  # noqa: E731
-        target = Target(lambda at, e: f"{name}[{', '.join(text(at[i]) for i in wide)}] = {e}", STORED[dtype])
+        place, target = local(stages, value, 1)
     if isinstance(item.op, Reduction | SegmentIds):
         stages.reduction(item.op, lead, target)
     else:
         stages.pointwise(value, lead, target)
     if item.op is not None:
         stages.place(value, place)
+
+
+def local(stages: Stages, value: Value, leading: int) -> tuple[Place, Target]:
+    """Where the part of a value below so many leading axes is kept that only the loop around it reads: a scalar, or a small buffer."""
+    math, dtype = stages.math, value.type.dtype
+    name = stages.names.fresh(value.name or _hint(value.op))
+    if product(value.shape[leading:]) == 1:
+        computed = math.literal(0, dtype).dtype
+        scalar = math.scalar(name, computed)
+        return lambda _at: scalar, Target(lambda _at, e: f"{name}: T.let = {e}", computed)
+    wide = [axis for axis in range(leading, value.tensor.rank) if value.shape[axis] != 1]
+    stages.allocate(name, [text(math.size(value.shape[axis])) for axis in wide], STORED[dtype])
+
+    def store(at: Sequence[Expr], e: str) -> str:
+        return f"{name}[{', '.join(text(at[i]) for i in wide)}] = {e}"
+
+    return lambda at: math.load(name, [at[i] for i in wide], dtype), Target(store, STORED[dtype])
 
 
 def _hint(op: Op | None) -> str:

@@ -141,14 +141,17 @@ class Stages:
     def pointwise(self, value: Value, lead: Sequence[Expr], target: Target) -> None:
         """Compute every element of a value below the leading index."""
         axes = self.axes(value.shape[len(lead) :], "ghc")
-        sizes = dict(zip(axes, value.shape[len(lead) :], strict=True))
+        self.part(value, [*lead, *axes], dict(zip(axes, value.shape[len(lead) :], strict=True)), target)
+
+    def part(self, value: Value, index: Sequence[Expr], sizes: Mapping[Expr, object], target: Target) -> None:
+        """Compute the elements of a value at an index, for all values of the loop variables in `sizes`."""
 
         def leaf(axes: Sequence[Expr], index: Sequence[Expr]) -> None:
             for at, lane in self.vectors(axes, index, sizes, overlap=target.argument):
                 self.statement(self.element(value, at), partial(target.store, at), lane, target.dtype)
 
         self._pieces = 0
-        self.nest(axes, [*lead, *axes], lambda at: self.element(value, at), leaf)
+        self.nest(list(sizes), index, lambda at: self.element(value, at), leaf)
 
     def reduction(self, op: Op, lead: Sequence[Expr], target: Target) -> None:
         """Compute a reduction's elements below the leading index."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Env, Level, Op, Value
+from ringc.ir.elements import Elementwise
 from ringc.ir.symbols import Dim, add
 
 if TYPE_CHECKING:
@@ -59,3 +60,19 @@ def expand(b: Builder, op: Op) -> tuple[Value, ...]:
     for inner in block.ops:
         mapping.update(zip(inner.results, expand(b, inner.clone(mapping)), strict=True))
     return tuple(mapping[v] for v in block.outputs)
+
+
+def primitive(body: Block) -> Block:
+    """A copy of a region with its composite operations written out, but for those that have an element rule."""
+    copy = Block([a.type for a in body.args], [a.name for a in body.args])
+    mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
+    builder = Builder(copy)
+    for op in body.ops:
+        clone = op.clone(mapping)
+        dissolve = isinstance(op, Composite) and not isinstance(op, Elementwise)
+        made = expand(builder, clone) if dissolve else builder.insert(clone).results
+        for old, new in zip(op.results, made, strict=True):
+            new.name = new.name or old.name
+            mapping[old] = new
+    copy.set_outputs(mapping[v] for v in body.outputs)
+    return copy

@@ -17,10 +17,11 @@ from ringc.codegen.emit import emit
 from ringc.codegen.inputs import random_inputs
 from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.codegen.tvm.build import import_tvm, module_of, processor
-from ringc.codegen.tvm.kept import chosen_stages, primitive
+from ringc.codegen.tvm.kept import chosen_stages
 from ringc.errors import CodegenError
 from ringc.ir.core import Env, Function, Level
 from ringc.ir.interpret import run_block
+from ringc.ir.ops.composite import primitive
 from ringc.ir.symbols import evaluate
 from ringc.ir.text_parse import parse_module
 from ringc.ir.types import DType, StateType, TensorType
