@@ -195,7 +195,7 @@ def all_heads(h: int, dk: int, dv: int) -> tuple[str, str]:
 
 
 def test_work_across_heads_is_refused() -> None:
-    with pytest.raises(CodegenError, match="@mixer: .* more than a part of one head's row"):
+    with pytest.raises(CodegenError, match=r"@mixer: .* more than a part of one head's row"):
         emit(fronted(all_heads, 4, 32, 32))
 
 
