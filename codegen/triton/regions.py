@@ -30,10 +30,8 @@ from ringc.codegen.triton.elements import (
 )
 from ringc.codegen.triton.jobs import element
 from ringc.errors import CodegenError
-from ringc.ir.builder import Builder
-from ringc.ir.core import Block, Op, Value
+from ringc.ir.core import Op, Value
 from ringc.ir.elements import Elementwise
-from ringc.ir.ops.composite import expand
 from ringc.ir.ops.pointwise import Cast, Cos, Sin
 from ringc.ir.ops.reduce import Mean, Reduction
 from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose
@@ -51,20 +49,6 @@ UNROLLED = 64
 
 _HINTS = {"sum": "total", "max": "largest", "abs": "magnitude", "not": "opposite", "and": "both", "or": "either"}
 _IDENTITY = {"add": (0.0, 0), "maximum": (float("-inf"), -(1 << 31))}
-
-
-def expanded(body: Block) -> Block:
-    """A copy of a block with composite operations written out."""
-    copy = Block([a.type for a in body.args], [a.name for a in body.args])
-    mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
-    builder = Builder(copy)
-    for op in body.ops:
-        results = expand(builder, op.clone(mapping))
-        for old, new in zip(op.results, results, strict=True):
-            new.name = new.name or old.name
-            mapping[old] = new
-    copy.set_outputs(mapping[v] for v in body.outputs)
-    return copy
 
 
 @dataclass(frozen=True)
@@ -99,6 +83,15 @@ def ranges(extent: int, cuts: Cuts) -> list[tuple[int, list[tuple[int, int]]]]:
     return found
 
 
+@dataclass(frozen=True)
+class Held:
+    """A reduction of more than `widest` elements runs in chunks of `chunk`, of which `stages` are on their way (0: Triton's default)."""
+
+    widest: int = WIDEST
+    chunk: int = CHUNK
+    stages: int = 0
+
+
 @dataclass
 class Seen:
     """What writing a body showed of it, for the choice of its configuration.
@@ -120,6 +113,7 @@ class Reader:
         cuts: how axes are cut so far.
         axes: tile axes that exist already, by slot and extent, for reductions to share loads with.
         given: values that the kernel has in registers, as blocks that every index reads.
+        held: how a row's elements are held at once when they are reduced.
     """
 
     def __init__(
@@ -127,9 +121,11 @@ class Reader:
         tiles: Tiles,
         cuts: Cuts,
         given: Mapping[Value, Tile] | None = None,
+        held: Held = Held(),
     ) -> None:
         self.tiles = tiles
         self.cuts = cuts
+        self.held = held
         self.given = dict(given or {})
         self.seen = Seen()
         self.axes: dict[tuple[int, int], Axis] = {}
@@ -327,8 +323,8 @@ class Reader:
                     loop = Loop(axis, f"for {name} in tl.static_range({extent}):")
                     return [Piece(Index(((axis, 1),)), (axis,), loop)]
                 raise NeedsAxis
-            if len(axes) == 1 and axes[0][0] > WIDEST:
-                loop = chunks(t, free[-1], axes[0][0])
+            if len(axes) == 1 and axes[0][0] > self.held.widest and not self.has(free[-1], axes[0][0]):
+                loop = chunks(t, free[-1], axes[0][0], self.held)
                 found.append(Piece(Index(((loop.axis, 1),), low), (loop.axis,), loop))
                 used.add(free[-1])
                 continue
@@ -390,15 +386,16 @@ class Reader:
         return t.bind(Tile(text, left), _HINTS.get(op.name, op.name))
 
 
-def chunks(t: Tiles, slot: int, extent: int) -> Loop:
+def chunks(t: Tiles, slot: int, extent: int, held: Held = Held()) -> Loop:
     """The values `0 .. extent-1` along a tile axis, a chunk in each round of a loop."""
-    name, start = t.names.fresh("c"), t.names.fresh("start")
-    inside = t.names.fresh(f"{name}_in") if extent % CHUNK else ""
-    first = [f"{name} = {start} + {t.place(slot, f'tl.arange(0, {CHUNK})')}"]
+    name, start, chunk = t.names.fresh("c"), t.names.fresh("start"), held.chunk
+    inside = t.names.fresh(f"{name}_in") if extent % chunk else ""
+    first = [f"{name} = {start} + {t.place(slot, f'tl.arange(0, {chunk})')}"]
     if inside:
         first.append(f"{inside} = {name} < {extent}")
-    axis = Axis(name, 0, extent - 1, slot=slot, block=CHUNK, inside=inside)
-    return Loop(axis, f"for {start} in tl.range(0, {extent}, {CHUNK}):", tuple(first))
+    axis = Axis(name, 0, extent - 1, slot=slot, block=chunk, inside=inside)
+    stages = f", num_stages={held.stages}" if held.stages else ""
+    return Loop(axis, f"for {start} in tl.range(0, {extent}, {chunk}{stages}):", tuple(first))
 
 
 def viewed(value: Value) -> Value | None:

@@ -59,3 +59,17 @@ def expand(b: Builder, op: Op) -> tuple[Value, ...]:
     for inner in block.ops:
         mapping.update(zip(inner.results, expand(b, inner.clone(mapping)), strict=True))
     return tuple(mapping[v] for v in block.outputs)
+
+
+def expanded(body: Block) -> Block:
+    """A copy of a block with composite operations written out."""
+    copy = Block([a.type for a in body.args], [a.name for a in body.args])
+    mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
+    builder = Builder(copy)
+    for op in body.ops:
+        results = expand(builder, op.clone(mapping))
+        for old, new in zip(op.results, results, strict=True):
+            new.name = new.name or old.name
+            mapping[old] = new
+    copy.set_outputs(mapping[v] for v in body.outputs)
+    return copy
