@@ -69,12 +69,12 @@ class Tiling:
 class Product:
     """What the product kernels of a region share: its anchors, sizes, and the text of their inner loop."""
 
-    def __init__(self, kernel: Kernel, taken: tuple[str, ...] = LOCALS) -> None:
+    def __init__(self, kernel: Kernel, taken: tuple[str, ...] = LOCALS, body: Block | None = None) -> None:
         self.kernel = kernel
         self.name = kernel.name
         self.taken = taken
         self.tensors = Tensors(kernel, taken)
-        self.body: Block = expanded(kernel.function.body)
+        self.body: Block = body or expanded(kernel.function.body)
         self.pointers = self.tensors.pointers(self.body.args)
         self.anchors: list[Op] = [op for op in self.body.ops if isinstance(op, MatMul | SegmentMatMul)]
         if not 1 <= len(self.anchors) <= 2 or len({op.inputs()[0] for op in self.anchors}) != 1:

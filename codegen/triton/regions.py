@@ -298,15 +298,32 @@ class Reader:
                     part = self._accumulate(op, outer, part, scalars, identity)
             over = frozenset(a for a in axes & part.axes if a.slot is not None)
             parts[over] = self._both(op, parts[over], part) if over in parts else part
+        total = self._total(op, parts)
+        if any(parts):
+            self.seen.fixed |= set(t.slots) - {a.slot for a in total.axes}
+        return total
+
+    def _total(self, op: Reduction, parts: Mapping[frozenset[Axis], Tile]) -> Tile:
+        """The reduction of blocks, each along its axes."""
+        t = self.tiles
         made = [self._over(op, part, over) for over, part in parts.items()]
         total = made[0]
         for other in made[1:]:
             total = self._both(op, total, other)
-        if any(parts):
-            self.seen.fixed |= set(t.slots) - {a.slot for a in total.axes}
         if isinstance(op, Mean):
             total = t.tile(t.apply("div", total, number(float(int(op.extent)))))
         return total
+
+    def ride(self, op: Reduction, at: Sequence[Index], along: Axis, outer: Scope) -> Tile:
+        """Inside of a loop that runs over a whole row anyway, collect for a reduction; `outer` is what the loop stands in."""
+        identity = _IDENTITY[op.combine][0 if op.x.type.dtype.is_float else 1]
+        part = self._part(op, self.tiles.tile(self.read(op.x, at)), frozenset((along,)), identity)
+        return self._accumulate(op, outer, part, frozenset(), identity)
+
+    def arrive(self, op: Reduction, collected: Tile, along: Axis, at: Sequence[Index]) -> None:
+        """Behind the loop: what `ride` collected is the reduction's value at an index."""
+        total = self._total(op, {frozenset((along,)): collected})
+        self.tiles.scopes[-1].values[op.result, tuple(at)] = self._name(op, total)
 
     def _pieces(self, extent: Dim, used: set[int | None]) -> list[Piece]:
         """The parts of an axis to reduce over, each in tile axes that nothing else uses, or in a loop."""

@@ -70,15 +70,40 @@ func @rope(%x: f32[N, 4, 24], %cos: f32[N, 8], %sin: f32[N, 8], %w: f32[50, 96])
   return %3
 }"""
 
-HEADS = """
-func @heads(%x: f32[N, 4, 24], %scale: f32[N, 4, 1], %n: f32[96], %w: f32[50, 96]) {
-  %0 = mul(%x, %scale) : f32[N, 4, 24]
-  %1 = reshape(%0) {shape = [N, 96]} : f32[N, 96]
-  %2 = max(%1) {axes = [1], keep = true} : f32[N, 1]
-  %3 = sub(%1, %2) : f32[N, 96]
-  %4 = rms_norm(%3, %n) : f32[N, 96]
-  %5 = matmul(%4, %w) {transpose_b = true} : f32[N, 50]
+LOGARITHM = """
+func @logarithm(%x: f32[N, 72], %w: f32[50, 72]) {
+  %0 = abs(%x) : f32[N, 72]
+  %1 = log(%0) : f32[N, 72]
+  %2 = matmul(%1, %w) {transpose_b = true} : f32[N, 50]
+  return %2
+}"""
+
+CENTRED = """
+func @centred(%x: f32[N, 4, {d}], %scale: f32[N, 4, 1], %n: f32[{k}], %w: f32[20, {k}]) {{
+  %0 = mul(%x, %scale) : f32[N, 4, {d}]
+  %1 = reshape(%0) {{shape = [N, {k}]}} : f32[N, {k}]
+  %2 = max(%1) {{axes = [1], keep = true}} : f32[N, 1]
+  %3 = sub(%1, %2) : f32[N, {k}]
+  %4 = rms_norm(%3, %n) : f32[N, {k}]
+  %5 = matmul(%4, %w) {{transpose_b = true}} : f32[N, 20]
   return %5
+}}"""
+
+SCALES = """
+func @scales(%x: f32[N, 700], %y: f32[N, 700], %n: f32[700], %gate: f32[48, 700], %up: f32[48, 700]) {
+  %0 = exp(%y) : f32[N, 700]
+  %1 = sum(%0) {axes = [1]} : f32[N]
+  %2 = reshape(%1) {shape = [N, 1]} : f32[N, 1]
+  %3 = rsqrt(%2) : f32[N, 1]
+  %4 = max(%0) {axes = [1], keep = true} : f32[N, 1]
+  %5 = mul(%n, %3) : f32[N, 700]
+  %6 = mul(%5, %x) : f32[N, 700]
+  %7 = mul(%4, %6) : f32[N, 700]
+  %8 = matmul(%7, %gate) {transpose_b = true} : f32[N, 48]
+  %9 = matmul(%7, %up) {transpose_b = true} : f32[N, 48]
+  %10 = silu(%8) : f32[N, 48]
+  %11 = mul(%10, %9) : f32[N, 48]
+  return %11
 }"""
 
 
@@ -100,7 +125,11 @@ REGIONS = {
     "gate_2_long": gate(2, 600, 16),
     "softmax": SOFTMAX,
     "rope": ROPE,
-    "heads": HEADS,
+    "infinite_behind_the_last": LOGARITHM,
+    "centred": CENTRED.format(d=24, k=96),
+    "centred_long": CENTRED.format(d=300, k=1200),
+    "centred_longer_than_a_tile": CENTRED.format(d=2050, k=8200),
+    "scales": SCALES,
 }
 
 
@@ -213,6 +242,13 @@ def test_what_cant_be_made_piece_by_piece_is_refused(text: str, said: str) -> No
         emit(kernel(text, TEMPLATE))
 
 
+def test_a_norm_scales_the_product() -> None:
+    """And has no loop of its own; what is no factor of the row has."""
+    loops = {name: emit(kernel(text, TEMPLATE)).text.count("tl.range(") for name, text in REGIONS.items()}
+    assert [loops[n] for n in ("norm_long", "norm_longer_than_a_tile", "scales", "gate_4")] == [2, 2, 2, 2]
+    assert (loops["centred_long"], loops["centred_longer_than_a_tile"]) == (4, 6)
+
+
 @pytest.mark.parametrize("text", REGIONS.values(), ids=REGIONS)
 def test_a_pass_is_told_the_same(text: str) -> None:
     assert before_product(kernel(text, TEMPLATE).function.body) == ""
@@ -269,23 +305,52 @@ func @qkv(%x: bf16[N / B, 2048], %w: bf16[2048], %weight: bf16[3072, 2048]) {
 }""",
 }
 
+MINI["head"] = (
+    MINI["norm"]
+    .replace("8192", "157184")
+    .replace("true}", "true, out = f32}")
+    .replace("bf16[N / B, 157184]", "f32[N / B, 157184]")
+)
+
 
 @pytest.mark.parametrize("name", ["norm", "gate"])
 def test_golden(name: str) -> None:
     check_golden(f"triton_fronted_{name}", emit(kernel(MINI[name], TEMPLATE)).text)
 
 
-REGISTERS = {"norm": 128, "gate": 200, "swiglu": 168, "shared": 168, "qkv": 128}
-"""What they may take of a thread's 255: 110, 185, 149, 143 and 114 with ptxas 12.8, the most of one row and of 16."""
+REGISTERS = {
+    "norm": (72, 144),
+    "gate": (160, 208),
+    "swiglu": (104, 160),
+    "shared": (96, 144),
+    "qkv": (72, 136),
+    "head": (72, 144),
+}
+"""At most, of one row and of 16. With ptxas 12.8: 61 and 122, 142 and 185, 90 and 146, 80 and 128, 60 and 124, 61 and 122."""
 
 
 def test_ring_mini_does_not_spill() -> None:
     jobs = {name: compile_jobs(emit(kernel(text, TEMPLATE)).text, "matmul", 90) for name, text in MINI.items()}
     made = iter(compile_many([job for found in jobs.values() for job in found]))
     for name, found in jobs.items():
-        for job in found:
+        for job, most in zip(found, REGISTERS[name], strict=True):
             used = next(made).resources
             assert (used.spill_stores, used.spill_loads, used.stack_bytes) == (0, 0, 0), job.kernel
-            assert used.registers <= REGISTERS[name], job.kernel
+            assert used.registers <= most, job.kernel
             assert used.register_a_wgmma == 0
             assert used.shared_bytes <= 227 * 1024
+
+
+@pytest.mark.parametrize("count", [6, 30])
+def test_many_operands_in_front_find_room(count: int) -> None:
+    """Where they have to share the memory, less is on its way."""
+    more = ", ".join(f"%m{i}: bf16[N / B, 2048]" for i in range(count))
+    sums = [f"  %a{i} = add(%{f'a{i - 1}' if i else 'x'}, %m{i}) : bf16[N / B, 2048]\n" for i in range(count)]
+    adds, last = "".join(sums), f"%a{count - 1}"
+    norm = MINI["norm"].replace("%w:", f"{more}, %w:").replace("  %n = rms_norm(%x", f"{adds}  %n = rms_norm({last}")
+    gate = MINI["gate"].replace("%g_norm:", f"{more}, %x: bf16[N / B, 2048], %g_norm:")
+    times = f"{adds}  %b = mul(%8, {last}) : bf16[N / B, 2048]\n"
+    gate = gate.replace("matmul(%8", "matmul(%b").replace("  %9 =", f"{times}  %9 =")
+    jobs = [job for text in (norm, gate) for job in compile_jobs(emit(kernel(text, TEMPLATE)).text, "matmul", 90)]
+    for job, made in zip(jobs, compile_many(jobs), strict=True):
+        assert made.resources.shared_bytes <= 227 * 1024, job.kernel
