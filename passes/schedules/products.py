@@ -16,7 +16,7 @@ from ringc.passes.schedules.model import FEW, Candidate, Rows, roofline
 from ringc.passes.target import Target
 
 REDUCING = 1.0e-6
-"""Seconds before the first product of a kernel that reduces its rows itself. A guess: to be measured."""
+"""Seconds by which a kernel that reduces its rows itself takes longer than its product alone. A guess: to be measured."""
 
 
 def dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
