@@ -1,21 +1,23 @@
-"""What stands in front of an operation, and whether its kernel can do that work too."""
+"""What stands in front of an operation, and whether its kernel can do that work too: where kernels are narrower than "work on its rows"."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 from ringc.ir.core import Block, Op, Value
 from ringc.ir.elements import Elementwise
-from ringc.ir.ops.composite import primitive
+from ringc.ir.ops.composite import expanded, primitive
 from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.reduce import Reduction
 from ringc.ir.ops.rows import Rope
 from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice
 from ringc.ir.ops.source import Constant
-from ringc.ir.symbols import Shape
+from ringc.ir.symbols import Dim, Shape, product
+from ringc.ir.types import StateType
 
 
-def in_front(body: Block, values: Iterable[Value]) -> list[Op]:
+def in_front(body: Block, *values: Value) -> list[Op]:
     """The operations that values depend on, in order."""
     needed = set(values)
     ops: list[Op] = []
@@ -85,3 +87,88 @@ def _keeps_heads(op: Op, lead: Shape) -> bool:
             return op.inputs()[0].shape[:2] == lead
         case _:
             return isinstance(op, Elementwise) and op.pointwise
+
+
+def parted(body: Block) -> tuple[Block | None, Block]:
+    """The work in front of a region's products, if there is any, and the products with what stands behind them, as two regions."""
+    left = next(op.a for op in body.ops if isinstance(op, MatMul))
+    ops = in_front(body, left)
+    if all(isinstance(op, Reshape) for op in ops):
+        return None, body
+    behind = [op for op in body.ops if op not in ops or (isinstance(op, Constant) and not op.shape)]
+    return _region(ops, [left]), _region(behind, body.outputs)
+
+
+def _region(ops: Sequence[Op], outputs: Sequence[Value]) -> Block:
+    inside = set(ops)
+    taken = list(dict.fromkeys(v for op in ops for v in op.inputs() if v.op not in inside))
+    region = Block([v.type for v in taken], [v.name for v in taken])
+    mapping = dict(zip(taken, region.args, strict=True))
+    for op in ops:
+        mapping.update(zip(op.results, region.insert(op.clone(mapping)).results, strict=True))
+    region.set_outputs(mapping[v] for v in outputs)
+    return region
+
+
+def reduced_extent(ops: list[Op]) -> int:
+    """How many neighbouring elements of a row the reductions in front of a product take together; 0 where there are none."""
+    return next((int(op.extent) for op in ops if isinstance(op, Reduction)), 0)
+
+
+def before_product(body: Block) -> str:
+    """Why a GPU's product of few rows can't make its left operand from what stands in front of it; empty where it can.
+
+    It makes the left operand [rows, K] piece by piece along K. Element-wise work may be anything. Reductions take all of a row, or the
+    same number of neighbours in each group of it, and behind them element k of a row stays element k.
+    """
+    body = expanded(body)
+    products = [op for op in body.ops if isinstance(op, MatMul)]
+    lefts = {op.a for op in products}
+    if len(lefts) != 1 or len(products) > 2:
+        return "it takes one or two products of one left operand"
+    (left,) = lefts
+    ops = in_front(body, left)
+    inside = {op for op in ops if not (isinstance(op, Constant) and not op.shape)}
+    for op in inside:
+        if not isinstance(op, Elementwise | Reduction | Constant) or any(
+            isinstance(v.type, StateType) for v in op.inputs()
+        ):
+            return f"'{op.name}' can't be made again for every piece of a weight"
+        others = any(u not in inside and not isinstance(u, MatMul) for u in op.results[0].users())
+        if others or op.results[0] in body.outputs:
+            return f"%{op.results[0].name} is wanted behind the product too"
+    if left.tensor.rank != 2 or not isinstance(left.shape[1], int):
+        return "the left operand is no matrix of a known width"
+    extent = reduced_extent(ops)
+    return _moved(ops, left.shape[0], left.shape[1], extent) if extent else ""
+
+
+def _moved(ops: list[Op], rows: Dim, width: int, extent: int) -> str:
+    """The first operation, if any, whose reduction takes other elements, or behind which they have moved."""
+    if width % extent:
+        return f"a reduction takes {extent} elements, of which {width} are no multiple"
+    groups = width // extent
+    whole: set[Shape] = {(rows, width), (rows, groups, extent)}
+    reduced: set[Shape] = {(rows, groups, 1), (rows, groups)} | ({(rows, 1), (rows,)} if groups == 1 else set())
+    behind: set[Value] = set()
+    for op in ops:
+        if isinstance(op, Reduction):
+            shape = op.x.shape
+            if shape not in whole or op.axes != (len(shape) - 1,) or product(op.x.shape[-1:]) != extent:
+                return f"'{op.name}' of {list(shape)} takes other elements than {extent} neighbours of {width}"
+        elif behind.isdisjoint(op.inputs()):
+            continue
+        elif not (isinstance(op, Elementwise) and (op.pointwise or isinstance(op, Reshape | Broadcast))):
+            return f"'{op.name}' moves elements behind a reduction"
+        elif op.result.shape not in whole | reduced:
+            return f"'{op.name}' gives {list(op.result.shape)} behind a reduction"
+        elif not isinstance(op, Reshape) and not all(_in_place(v, op) for v in behind.intersection(op.inputs())):
+            return f"'{op.name}' spreads a reduction over other elements than its own"
+        behind.update(op.results)
+    return ""
+
+
+def _in_place(value: Value, op: Op) -> bool:
+    """Whether an operand meets its own elements, or those that it was reduced from."""
+    shape, made = value.shape, op.results[0].shape
+    return shape == made or (shape[-1:] == (1,) and shape[:-1] == made[:-1])

@@ -14,11 +14,12 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Index, Tile, Tiles, power_of_two
 from ringc.codegen.triton.jobs import Job, jobs_text
-from ringc.codegen.triton.regions import Reader, expanded, viewed
+from ringc.codegen.triton.regions import Reader, viewed
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Op
+from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.symbols import Dim
 from ringc.ir.types import TensorType
@@ -68,11 +69,12 @@ class Tiling:
 class Product:
     """What the product kernels of a region share: its anchors, sizes, and the text of their inner loop."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, taken: tuple[str, ...] = LOCALS, body: Block | None = None) -> None:
         self.kernel = kernel
         self.name = kernel.name
-        self.tensors = Tensors(kernel, LOCALS)
-        self.body: Block = expanded(kernel.function.body)
+        self.taken = taken
+        self.tensors = Tensors(kernel, taken)
+        self.body: Block = body or expanded(kernel.function.body)
         self.pointers = self.tensors.pointers(self.body.args)
         self.anchors: list[Op] = [op for op in self.body.ops if isinstance(op, MatMul | SegmentMatMul)]
         if not 1 <= len(self.anchors) <= 2 or len({op.inputs()[0] for op in self.anchors}) != 1:
@@ -111,7 +113,7 @@ class Product:
     def new_tiles(self, slots: Sequence[int]) -> tuple[Tiles, set[str]]:
         """A body, and the sizes that it will have asked for."""
         symbols: set[str] = set()
-        names = Names((*RESERVED, *self.tensors.all, *LOCALS))
+        names = Names((*RESERVED, *self.tensors.all, *self.taken))
         return Tiles(names, self.pointers, slots, symbols.add), symbols
 
     def loop(self, t: Tiles, *, swapped: bool, uneven: bool, x_at: str, x_mask: str, wide: str = "") -> list[str]:
@@ -120,18 +122,7 @@ class Product:
         The body has defined `column_read`, the columns that a program reads; `x_at` are the places of the left operand's rows at inner
         index 0; `wide` is added to the weights' pointers.
         """
-        sizes = "[COLUMNS, ROWS]" if swapped else "[ROWS, COLUMNS]"
-        accumulators: list[str] = []
-        at: list[str] = []
-        read = "column_read.to(tl.int64)" if self.columns * self.inner >= 1 << 31 else "column_read"
-        for i, weight in enumerate(self.weights):
-            suffix = str(i) if len(self.weights) > 1 else ""
-            # A weight's block is always columns x inner, as it lies in memory.
-            step = f"{read}[:, None]{_times(weight.column)} + inner[None, :]{_times(weight.inner)}"
-            t.line(f"w_at{suffix} = {weight.pointer}{wide} + ({step})")
-            t.line(f"acc{suffix} = tl.zeros({sizes}, dtype=tl.float32)")
-            accumulators.append(f"acc{suffix}")
-            at.append(f"w_at{suffix}")
+        accumulators = self.begin(t, "[COLUMNS, ROWS]" if swapped else "[ROWS, COLUMNS]", wide)
         t.line(f"x_at = {x_at}")
         inner_along = "[:, None]" if swapped else "[None, :]"
         x_masks = [m for m in (x_mask, f"(start + inner < depth){inner_along}" if uneven else "") if m]
@@ -139,14 +130,37 @@ class Product:
         t.line("for start in tl.range(0, depth, INNER, num_stages=STAGES):")
         x_load = _load(x_masks)
         t.line(f"    x_tile = {x_load}")
-        precision = "" if self.bytes < 4 else ', input_precision="tf32x3"'
-        for name, place, weight in zip(accumulators, at, self.weights, strict=True):
-            t.line(f"    {name.replace('acc', 'w_tile')} = tl.load({place} + start{_times(weight.inner)}{w_mask})")
-        for name in accumulators:
-            w = name.replace("acc", "w_tile")
-            operands = f"{w}, x_tile" if swapped else f"x_tile, tl.trans({w})"
-            t.line(f"    {name} = tl.dot({operands}, {name}{precision})")
+        for line in self.loads(accumulators, "start", w_mask) + self.dots(accumulators, "x_tile", swapped=swapped):
+            t.line(f"    {line}")
         return accumulators
+
+    def begin(self, t: Tiles, sizes: str, wide: str = "") -> list[str]:
+        """The weights' pointers and the accumulators, of these sizes; gives back the accumulators."""
+        read = "column_read.to(tl.int64)" if self.columns * self.inner >= 1 << 31 else "column_read"
+        accumulators = [f"acc{i}" for i, _ in enumerate(self.weights)] if len(self.weights) > 1 else ["acc"]
+        for acc, weight in zip(accumulators, self.weights, strict=True):
+            # A weight's block is always columns x inner, as it lies in memory.
+            step = f"{read}[:, None]{_times(weight.column)} + inner[None, :]{_times(weight.inner)}"
+            t.line(f"{acc.replace('acc', 'w_at')} = {weight.pointer}{wide} + ({step})")
+            t.line(f"{acc} = tl.zeros({sizes}, dtype=tl.float32)")
+        return accumulators
+
+    def loads(self, accumulators: Sequence[str], start: str, mask: str) -> list[str]:
+        """Lines that load a block of each weight from an inner index on."""
+        return [
+            f"{acc.replace('acc', 'w_tile')} = tl.load({acc.replace('acc', 'w_at')} + {start}{_times(weight.inner)}{mask})"
+            for acc, weight in zip(accumulators, self.weights, strict=True)
+        ]
+
+    def dots(self, accumulators: Sequence[str], x: str, *, swapped: bool) -> list[str]:
+        """Lines that multiply the loaded blocks with a tile of the left operand."""
+        precision = "" if self.bytes < 4 else ', input_precision="tf32x3"'
+        made: list[str] = []
+        for acc in accumulators:
+            w = acc.replace("acc", "w_tile")
+            operands = f"{w}, {x}" if swapped else f"{x}, tl.trans({w})"
+            made.append(f"{acc} = tl.dot({operands}, {acc}{precision})")
+        return made
 
     def epilogue(self, t: Tiles, reader: Reader, accumulators: Sequence[str], row: Axis, column: Axis) -> None:
         """The work behind the products, and the stores."""

@@ -30,10 +30,8 @@ from ringc.codegen.triton.elements import (
 )
 from ringc.codegen.triton.jobs import element
 from ringc.errors import CodegenError
-from ringc.ir.builder import Builder
-from ringc.ir.core import Block, Op, Value
+from ringc.ir.core import Op, Value
 from ringc.ir.elements import Elementwise
-from ringc.ir.ops.composite import expand
 from ringc.ir.ops.pointwise import Cast, Cos, Sin
 from ringc.ir.ops.reduce import Mean, Reduction
 from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose
@@ -51,21 +49,6 @@ UNROLLED = 64
 
 _HINTS = {"sum": "total", "max": "largest", "abs": "magnitude", "not": "opposite", "and": "both", "or": "either"}
 _IDENTITY = {"add": (0.0, 0), "maximum": (float("-inf"), -(1 << 31))}
-
-
-def expanded(body: Block, kept: tuple[type[Op], ...] = ()) -> Block:
-    """A copy of a block with composite operations written out, but for those of the classes `kept`."""
-    copy = Block([a.type for a in body.args], [a.name for a in body.args])
-    mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
-    builder = Builder(copy)
-    for op in body.ops:
-        copied = op.clone(mapping)
-        results = builder.insert(copied).results if isinstance(copied, kept) else expand(builder, copied)
-        for old, new in zip(op.results, results, strict=True):
-            new.name = new.name or old.name
-            mapping[old] = new
-    copy.set_outputs(mapping[v] for v in body.outputs)
-    return copy
 
 
 @dataclass(frozen=True)
@@ -100,6 +83,15 @@ def ranges(extent: int, cuts: Cuts) -> list[tuple[int, list[tuple[int, int]]]]:
     return found
 
 
+@dataclass(frozen=True)
+class Held:
+    """A reduction of more than `widest` elements runs in chunks of `chunk`, of which `stages` are on their way (0: Triton's default)."""
+
+    widest: int = WIDEST
+    chunk: int = CHUNK
+    stages: int = 0
+
+
 @dataclass
 class Seen:
     """What writing a body showed of it, for the choice of its configuration.
@@ -123,6 +115,7 @@ class Reader:
         given: values that the kernel has in registers, as blocks that every index reads.
         cuttable: whether axes that the reader makes may be cut. Where they may not, a concatenation reads each of its parts at a place that
             the part has, and chooses.
+        held: how a row's elements are held at once when they are reduced.
     """
 
     def __init__(
@@ -130,11 +123,13 @@ class Reader:
         tiles: Tiles,
         cuts: Cuts,
         given: Mapping[Value, Tile] | None = None,
+        held: Held = Held(),
         *,
         cuttable: bool = True,
     ) -> None:
         self.tiles = tiles
         self.cuts = cuts
+        self.held = held
         self.given = dict(given or {})
         self.cuttable = cuttable
         self.seen = Seen()
@@ -308,15 +303,32 @@ class Reader:
                     part = self._accumulate(op, outer, part, scalars, identity)
             over = frozenset(a for a in axes & part.axes if a.slot is not None)
             parts[over] = self._both(op, parts[over], part) if over in parts else part
+        total = self._total(op, parts)
+        if any(parts):
+            self.seen.fixed |= set(t.slots) - {a.slot for a in total.axes}
+        return total
+
+    def _total(self, op: Reduction, parts: Mapping[frozenset[Axis], Tile]) -> Tile:
+        """The reduction of blocks, each along its axes."""
+        t = self.tiles
         made = [self._over(op, part, over) for over, part in parts.items()]
         total = made[0]
         for other in made[1:]:
             total = self._both(op, total, other)
-        if any(parts):
-            self.seen.fixed |= set(t.slots) - {a.slot for a in total.axes}
         if isinstance(op, Mean):
             total = t.tile(t.apply("div", total, number(float(int(op.extent)))))
         return total
+
+    def ride(self, op: Reduction, at: Sequence[Index], along: Axis, outer: Scope) -> Tile:
+        """Inside of a loop that runs over a whole row anyway, collect for a reduction; `outer` is what the loop stands in."""
+        identity = _IDENTITY[op.combine][0 if op.x.type.dtype.is_float else 1]
+        part = self._part(op, self.tiles.tile(self.read(op.x, at)), frozenset((along,)), identity)
+        return self._accumulate(op, outer, part, frozenset(), identity)
+
+    def arrive(self, op: Reduction, collected: Tile, along: Axis, at: Sequence[Index]) -> None:
+        """Behind the loop: what `ride` collected is the reduction's value at an index."""
+        total = self._total(op, {frozenset((along,)): collected})
+        self.tiles.scopes[-1].values[op.result, tuple(at)] = self._name(op, total)
 
     def _pieces(self, extent: Dim, used: set[int | None]) -> list[Piece]:
         """The parts of an axis to reduce over, each in tile axes that nothing else uses, or in a loop."""
@@ -333,8 +345,8 @@ class Reader:
                     loop = Loop(axis, f"for {name} in tl.static_range({extent}):")
                     return [Piece(Index(((axis, 1),)), (axis,), loop)]
                 raise NeedsAxis
-            if len(axes) == 1 and axes[0][0] > WIDEST:
-                loop = chunks(t, free[-1], axes[0][0])
+            if len(axes) == 1 and axes[0][0] > self.held.widest and not self.has(free[-1], axes[0][0]):
+                loop = chunks(t, free[-1], axes[0][0], self.held)
                 found.append(Piece(Index(((loop.axis, 1),), low), (loop.axis,), loop))
                 used.add(free[-1])
                 continue
@@ -396,15 +408,16 @@ class Reader:
         return t.bind(Tile(text, left), _HINTS.get(op.name, op.name))
 
 
-def chunks(t: Tiles, slot: int, extent: int) -> Loop:
+def chunks(t: Tiles, slot: int, extent: int, held: Held = Held()) -> Loop:
     """The values `0 .. extent-1` along a tile axis, a chunk in each round of a loop."""
-    name, start = t.names.fresh("c"), t.names.fresh("start")
-    inside = t.names.fresh(f"{name}_in") if extent % CHUNK else ""
-    first = [f"{name} = {start} + {t.place(slot, f'tl.arange(0, {CHUNK})')}"]
+    name, start, chunk = t.names.fresh("c"), t.names.fresh("start"), held.chunk
+    inside = t.names.fresh(f"{name}_in") if extent % chunk else ""
+    first = [f"{name} = {start} + {t.place(slot, f'tl.arange(0, {chunk})')}"]
     if inside:
         first.append(f"{inside} = {name} < {extent}")
-    axis = Axis(name, 0, extent - 1, slot=slot, block=CHUNK, inside=inside)
-    return Loop(axis, f"for {start} in tl.range(0, {extent}, {CHUNK}):", tuple(first))
+    axis = Axis(name, 0, extent - 1, slot=slot, block=chunk, inside=inside)
+    stages = f", num_stages={held.stages}" if held.stages else ""
+    return Loop(axis, f"for {start} in tl.range(0, {extent}, {chunk}{stages}):", tuple(first))
 
 
 def viewed(value: Value) -> Value | None:

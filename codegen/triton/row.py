@@ -18,11 +18,12 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Cut, Index, Loop, NeedsAxis, Tiles, power_of_two
 from ringc.codegen.triton.jobs import Job, jobs_text
-from ringc.codegen.triton.regions import WIDEST, Cuts, Reader, chunks, expanded, ranges, viewed
+from ringc.codegen.triton.regions import WIDEST, Cuts, Reader, chunks, ranges, viewed
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Op, Value
+from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.pointwise import Cast
 from ringc.ir.ops.source import Constant
 from ringc.ir.ops.state import StateAppend

@@ -13,7 +13,7 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.tvm.elements import Arithmetic, Expr
 from ringc.codegen.tvm.function import RESERVED, Head
-from ringc.codegen.tvm.matmul import in_front, prologue
+from ringc.codegen.tvm.matmul import prologue
 from ringc.codegen.tvm.printing import text
 from ringc.codegen.tvm.row import file_text
 from ringc.codegen.tvm.stages import Place, Stages
@@ -26,6 +26,7 @@ from ringc.ir.ops.composite import primitive
 from ringc.ir.ops.index import Gather
 from ringc.ir.ops.pointwise import Pointwise
 from ringc.ir.ops.products import SegmentMatMul
+from ringc.passes.front import in_front
 
 
 def emit_few(kernel: Kernel) -> str:

@@ -21,12 +21,13 @@ from ringc.codegen.tvm.tile import Product, Tile
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.builder import Builder
-from ringc.ir.core import Block, Function, Op, Value
+from ringc.ir.core import Block, Function, Value
 from ringc.ir.ops.composite import primitive
 from ringc.ir.ops.pointwise import Mul
 from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.reduce import Sum
 from ringc.ir.ops.shape import Reshape, Transpose
+from ringc.passes.front import in_front
 
 CHUNK = 256
 """Rows of a task: those of the left operand stay in the second-level cache from panel to panel."""
@@ -78,17 +79,6 @@ def _as_sums(body: Block) -> Block:
             mapping.update(zip(op.results, made.results, strict=True))
     copy.set_outputs(mapping[v] for v in body.outputs)
     return copy
-
-
-def in_front(body: Block, value: Value) -> list[Op]:
-    """The operations that a value depends on, in order."""
-    needed: set[Value] = {value}
-    ops: list[Op] = []
-    for op in reversed(body.ops):
-        if needed & set(op.results):
-            ops.insert(0, op)
-            needed |= set(op.inputs())
-    return ops
 
 
 def prologue(stages: Stages, body: Block, value: Value, parallel: bool) -> Value:

@@ -64,13 +64,21 @@ def expand(b: Builder, op: Op) -> tuple[Value, ...]:
 
 def primitive(body: Block) -> Block:
     """A copy of a region with its composite operations written out, but for those that have an element rule."""
+    return _written_out(body, lambda op: isinstance(op, Elementwise))
+
+
+def expanded(body: Block, kept: tuple[type[Op], ...] = ()) -> Block:
+    """A copy of a block with composite operations written out, but for those of the classes `kept`."""
+    return _written_out(body, lambda op: isinstance(op, kept))
+
+
+def _written_out(body: Block, kept: Callable[[Op], bool]) -> Block:
     copy = Block([a.type for a in body.args], [a.name for a in body.args])
     mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
     builder = Builder(copy)
     for op in body.ops:
         clone = op.clone(mapping)
-        dissolve = isinstance(op, Composite) and not isinstance(op, Elementwise)
-        made = expand(builder, clone) if dissolve else builder.insert(clone).results
+        made = builder.insert(clone).results if kept(clone) else expand(builder, clone)
         for old, new in zip(op.results, made, strict=True):
             new.name = new.name or old.name
             mapping[old] = new

@@ -50,8 +50,8 @@ def _rows(template: str) -> Callable[[Block, Rows, Target], list[Candidate]]:
     return choose
 
 
-def _dense(body: Block, _: Rows, target: Target) -> list[Candidate]:
-    return products.dense(body, target)
+def _dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
+    return products.dense(body, rows, target)
 
 
 def _grouped(body: Block, _: Rows, target: Target) -> list[Candidate]:

@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import sympy
 
 from ringc.ir.core import Block
+from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.symbols import Dim, add
-from ringc.passes.schedules.model import Candidate, roofline
+from ringc.passes.front import before_product, parted, reduced_extent
+from ringc.passes.schedules.model import FEW, Candidate, Rows, roofline
 from ringc.passes.target import Target
 
+REDUCING = 1.0e-6
+"""Seconds by which a kernel that reduces its rows itself takes longer than its product alone. A guess: to be measured."""
 
-def dense(body: Block, target: Target) -> list[Candidate]:
-    """Candidates of a product with a weight."""
+
+def dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
+    """Candidates of a product with a weight, which may have row work in front of its left operand."""
+    front, product = parted(body)
+    if front is None:
+        return _products(body, target)
+    if target.backend == "triton":
+        return [fronted(body, rows, target)]
+    # What it saves is a launch; eager PyTorch saves none. TVM keeps the left operand in memory, which stays in the cache.
+    launches = 1 if target.backend == "torch" else 0
+    flops, moved = flops_of(front), region_bytes(front)
+    row_work = roofline(target, flops, moved, rate=target.vector_rate, bandwidth=0.8, launches=launches)
+    return [replace(c, seconds=c.seconds + row_work) for c in _products(product, target)]
+
+
+def fronted(body: Block, rows: Rows, target: Target) -> Candidate:
+    """A GPU's product that makes its left operand itself, in every program again."""
+    front, product = parted(body)
+    assert front is not None
+    illegal = before_product(body)
+    if not 0 < rows[1] <= FEW:
+        illegal = illegal or f"for more than {FEW} rows each tile of the product would make its left operand again"
+    seconds = roofline(target, flops_of(product), region_bytes(body), rate=0.8 * target.matrix_rate, bandwidth=0.85)
+    reduces = reduced_extent(expanded(front).ops) > 0
+    return Candidate("triton.matmul_fronted", seconds + sympy.Float(REDUCING * reduces), illegal)
+
+
+def _products(body: Block, target: Target) -> list[Candidate]:
+    """Candidates of a product with nothing in front."""
     flops, moved = flops_of(body), region_bytes(body)
     if target.backend == "triton":
         return [

@@ -51,6 +51,26 @@ func @product(%x: f32[R, {k}], %n: f32[{k}], %r: f32[R, {k}], %w: f32[{m}, {k}]{
   return %4
 }}"""
 
+GATE = """
+func @product(%wide: f32[N, 136], %o: f32[N, 8, 12], %g: f32[{k}], %w: f32[{m}, {k}]{layout}, %r: f32[N, {m}]) {{
+  %0 = slice(%wide) {{axis = 1, start = 40, stop = 136}} : f32[N, {k}]
+  %1 = reshape(%o) {{shape = [N, 4, 24]}} : f32[N, 4, 24]
+  %2 = rms_norm(%1, _) : f32[N, 4, 24]
+  %3 = reshape(%2) {{shape = [N, {k}]}} : f32[N, {k}]
+  %4 = mul(%3, %g) : f32[N, {k}]
+  %5 = sigmoid(%0) : f32[N, {k}]
+  %6 = mul(%4, %5) : f32[N, {k}]
+  %7 = matmul(%6, %w) {{transpose_b = true}} : f32[N, {m}]
+  %8 = add(%r, %7) : f32[N, {m}]
+  return %8
+}}"""
+
+NORMED_SWIGLU = (
+    SWIGLU.replace("%x: f32[N, {k}],", "%x: f32[N, {k}], %n: f32[{k}],")
+    .replace("  %g =", "  %0 = rms_norm(%x, %n) : f32[N, {k}]\n  %g =")
+    .replace("matmul(%x,", "matmul(%0,")
+)
+
 PUBLISHED = """
 func @product(%x: f32[N, {k}], %w: f32[{k}, {m}], %v: f32[{m}, {k}]{layout}) {{
   %1 = matmul(%x, %w) : f32[N, {m}]
@@ -78,6 +98,10 @@ CASES: dict[str, Callable[[], Kernel]] = {
     "swiglu_one_row": lambda: product(SWIGLU, 64, 75, 1),
     "normed": lambda: product(NORMED, 50, 44, 8),
     "normed_one_row": lambda: product(NORMED, 50, 44, 1),
+    "gate": lambda: product(GATE, 96, 44, 8),
+    "gate_one_row": lambda: product(GATE, 96, 44, 1),
+    "normed_swiglu": lambda: product(NORMED_SWIGLU, 64, 75, 8),
+    "normed_swiglu_one_row": lambda: product(NORMED_SWIGLU, 64, 75, 1),
     "row_major": lambda: product(SWIGLU, 45, 20, 8, ""),
     "not_transposed": lambda: product(PUBLISHED, 21, 40, 1),
 }

@@ -93,6 +93,23 @@ def ours(function: str, template: str, sizes: dict[str, int], change: Change | N
     return us, f"{moved / us / 1e6:5.2f} TB/s {flops / us / 1e6:6.1f} TFLOP/s  {binaries(names)}"
 
 
+def both(first: tuple[str, str], second: tuple[str, str], sizes: dict[str, int]) -> tuple[float, str]:
+    """Time of two kernels, `(function, template)` each, of which the second's first argument is what the first makes."""
+    makes, takes = find(*first), find(*second)
+    given = [DeviceInputs(k.function, sizes, 0, integers_only=False).all() for k in (makes, takes)]
+    made = call_tensors(makes, given[0], sizes)
+    then = call_tensors(takes, given[1], sizes)
+    then[0] = made[len(given[0])]
+    with tempfile.TemporaryDirectory() as folder:
+        launches = [build(k, Path(folder))[0] for k in (makes, takes)]
+
+        def run() -> None:
+            launches[0](*made)
+            launches[1](*then)
+
+        return microseconds(run), ""
+
+
 def one_sequence(kernel: Kernel, inputs: list[torch.Tensor]) -> None:
     """All rows in slot 0, whatever was drawn."""
     for arg, x in zip(kernel.function.body.args, inputs, strict=True):
@@ -243,6 +260,17 @@ def main() -> None:
         what = f"project T={n} 2048->8192"
         row(what, "ringc matmul", partial(ours, "project", "triton.matmul", one | {"N": n}))
         row(what, "torch mm", partial(library_product, n, 2048, 8192))
+    pairs = {
+        "norm_project": ("norm", "project"),
+        "norm_swiglu": ("norm", "swiglu"),
+        "gate_add_project": ("gate", "add_project"),
+    }
+    for function, (front, product) in pairs.items():
+        for n in (1, 2, 8, 16):
+            sizes = one | {"N": n}
+            row(f"{function} T={n}", "ringc matmul_fronted", partial(ours, function, "triton.matmul_fronted", sizes))
+            apart = partial(both, (front, "triton.row"), (product, "triton.matmul"), sizes)
+            row(f"{function} T={n}", "ringc row, then matmul", apart)
     for function in ("norm", "split_norm_rope", "gate", "combine", "swiglu", "experts_down"):
         family = {"swiglu": "matmul", "experts_down": "grouped"}.get(function, "row")
         row(f"{function} T=8192", f"ringc {family}", partial(ours, function, f"triton.{family}", one | {"N": 8192}))

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringc.errors import CodegenError
+from ringc.ir.core import Block
 from ringc.ir.ops.call import Fused
 from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.text_parse import parse_module
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.schedules.candidates import candidates, typical_sizes
 from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, forms, switch_length
@@ -118,3 +120,66 @@ def test_guards_are_tried_from_the_most_special_to_one_without() -> None:
             guards.setdefault(function.notes["entry"], []).append(function.notes["guard"])
     assert set(guards) == {"prefill", "decode"}
     assert all(g[-1] == "" and all(g[:-1]) for g in guards.values())
+
+
+NORMED = """
+func @normed(%x: f32[N, 512], %n: f32[512], %w: f32[1536, 512]) {
+  %0 = rms_norm(%x, %n) : f32[N, 512]
+  %1 = matmul(%0, %w) {transpose_b = true} : f32[N, 1536]
+  return %1
+}"""
+
+PARTS = """
+func @norm(%x: f32[N, 512], %n: f32[512]) {
+  %0 = rms_norm(%x, %n) : f32[N, 512]
+  return %0
+}
+
+func @product(%0: f32[N, 512], %w: f32[1536, 512]) {
+  %1 = matmul(%0, %w) {transpose_b = true} : f32[N, 1536]
+  return %1
+}"""
+
+
+COLUMN_SUMS = """
+func @sums(%x: f32[N, 8, 64], %w: f32[16, 64]) {
+  %0 = sum(%x) {axes = [1]} : f32[N, 64]
+  %1 = matmul(%0, %w) {transpose_b = true} : f32[N, 16]
+  return %1
+}"""
+
+
+def bodies(text: str) -> list[Block]:
+    return [f.body for f in parse_module(f"module @m level kernel\nsymbol N >= 0\n{text}").functions.values()]
+
+
+@pytest.mark.parametrize(("name", "saved"), [("cpu", 1), ("torch", 0)])
+def test_row_work_in_front_of_a_product_costs_what_both_cost_less_a_launch(name: str, saved: int) -> None:
+    (together,), (norm, product) = bodies(NORMED), bodies(PARTS)
+    where, sizes = target(name), {"N": 8}
+    (row,) = candidates("row", norm, (2, 16), where)
+    apart = candidates("matmul", product, (2, 16), where)
+    joined = candidates("matmul", together, (2, 16), where)
+    assert [c.implementation for c in joined] == [c.implementation for c in apart]
+    for a, b in zip(apart, joined, strict=True):
+        expected = at(a.seconds, sizes) + at(row.seconds, sizes) - saved * where.launch
+        assert at(b.seconds, sizes) == pytest.approx(expected, rel=1e-9)
+
+
+def test_on_a_gpu_a_product_makes_few_rows_itself() -> None:
+    (together,), (norm, product) = bodies(NORMED), bodies(PARTS)
+    where, sizes = target("sm_90"), {"N": 8}
+    (found,) = candidates("matmul", together, (2, 16), where)
+    assert (found.implementation, found.illegal) == ("triton.matmul_fronted", "")
+    (alone,) = candidates("matmul", product, (2, 16), where)
+    (row,) = candidates("row", norm, (2, 16), where)
+    assert at(alone.seconds, sizes) < at(found.seconds, sizes) < at(alone.seconds, sizes) + at(row.seconds, sizes)
+    for rows in ((17, 0), (1, 0), (1, 512)):
+        (many,) = candidates("matmul", together, rows, where)
+        assert "more than 16 rows" in many.illegal
+
+
+def test_on_a_gpu_a_product_refuses_what_it_cant_make() -> None:
+    (body,) = bodies(COLUMN_SUMS)
+    (found,) = candidates("matmul", body, (1, 1), target("sm_90"))
+    assert "'sum'" in found.illegal

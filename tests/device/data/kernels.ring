@@ -193,3 +193,31 @@ func @head(%0: bf16[R, 2048], %lm_head: bf16[157184, 2048]) with {family = "matm
   %1 = matmul(%0, %lm_head) {transpose_b = true, out = f32} : f32[R, 157184]
   return %1
 }
+
+func @norm_project(%x: bf16[N / B, 2048], %w: bf16[2048], %weight: bf16[8192, 2048]) with {family = "matmul"} {
+  %n = rms_norm(%x, %w) : bf16[N / B, 2048]
+  %y = matmul(%n, %weight) {transpose_b = true} : bf16[N / B, 8192]
+  return %y
+}
+
+func @gate_add_project(%0: bf16[N / B, 8192], %1: bf16[N / B, 16, 128], %g_norm: bf16[2048], %dense: bf16[2048, 2048], %residual: bf16[N / B, 2048]) with {family = "matmul"} {
+  %2 = slice(%0) {axis = 1, start = 6144, stop = 8192} : bf16[N / B, 2048]
+  %3 = reshape(%1) {shape = [N, 4, 512]} : bf16[N / B, 4, 512]
+  %4 = rms_norm(%3, _) : bf16[N / B, 4, 512]
+  %5 = reshape(%4) {shape = [N, 2048]} : bf16[N / B, 2048]
+  %6 = mul(%5, %g_norm) : bf16[N / B, 2048]
+  %7 = sigmoid(%2) : bf16[N / B, 2048]
+  %8 = mul(%6, %7) : bf16[N / B, 2048]
+  %9 = matmul(%8, %dense) {transpose_b = true} : bf16[N / B, 2048]
+  %10 = add(%residual, %9) : bf16[N / B, 2048]
+  return %10
+}
+
+func @norm_swiglu(%x: bf16[N / B, 2048], %w: bf16[2048], %gate_proj: bf16[5120, 2048], %up_proj: bf16[5120, 2048]) with {family = "matmul"} {
+  %0 = rms_norm(%x, %w) : bf16[N / B, 2048]
+  %1 = matmul(%0, %gate_proj) {transpose_b = true} : bf16[N / B, 5120]
+  %2 = matmul(%0, %up_proj) {transpose_b = true} : bf16[N / B, 5120]
+  %3 = silu(%1) : bf16[N / B, 5120]
+  %4 = mul(%3, %2) : bf16[N / B, 5120]
+  return %4
+}

@@ -1,0 +1,356 @@
+"""Products of few rows that make their left operand themselves, by Triton: in the interpreter, and what ptxas says of ring-mini's sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from ringc.codegen.emit import emit
+from ringc.codegen.inputs import random_inputs
+from ringc.codegen.triton.aot import compile_many
+from ringc.codegen.triton.interpret import InterpreterWorker
+from ringc.codegen.triton.jobs import compile_jobs
+from ringc.errors import CodegenError
+from ringc.passes.front import before_product
+from tests.codegen.support_kernels import check, check_golden, kernel
+
+TEMPLATE = "triton.matmul_fronted"
+
+NORM = """
+func @norm(%x: f32[N, {k}], %n: f32[{k}], %w: f32[{m}, {k}]) {{
+  %0 = rms_norm(%x, %n) : f32[N, {k}]
+  %y = matmul(%0, %w) {{transpose_b = true}} : f32[N, {m}]
+  return %y
+}}"""
+
+SWIGLU = """
+func @swiglu(%x: f32[N, 72], %r: f32[N, 72], %n: f32[72], %gate: f32[40, 72], %up: f32[40, 72], %bias: f32[40]) {
+  %0 = add(%x, %r) : f32[N, 72]
+  %1 = rms_norm(%0, %n) : f32[N, 72]
+  %2 = matmul(%1, %gate) {transpose_b = true} : f32[N, 40]
+  %3 = matmul(%1, %up) {transpose_b = true} : f32[N, 40]
+  %4 = silu(%2) : f32[N, 40]
+  %5 = mul(%4, %3) : f32[N, 40]
+  %6 = add(%5, %bias) : f32[N, 40]
+  return %5, %6
+}"""
+
+GATE = """
+func @gate(%wide: f32[N, {wide}], %o: f32[N, 8, {d}], %g: f32[{k}], %w: f32[{m}, {k}], %residual: f32[N, {m}]) {{
+  %0 = slice(%wide) {{axis = 1, start = {start}, stop = {wide}}} : f32[N, {k}]
+  %1 = reshape(%o) {{shape = [N, {groups}, {e}]}} : f32[N, {groups}, {e}]
+  %2 = rms_norm(%1, _) : f32[N, {groups}, {e}]
+  %3 = reshape(%2) {{shape = [N, {k}]}} : f32[N, {k}]
+  %4 = mul(%3, %g) : f32[N, {k}]
+  %5 = sigmoid(%0) : f32[N, {k}]
+  %6 = mul(%4, %5) : f32[N, {k}]
+  %7 = matmul(%6, %w) {{transpose_b = true}} : f32[N, {m}]
+  %8 = add(%residual, %7) : f32[N, {m}]
+  return %8
+}}"""
+
+SOFTMAX = """
+func @softmax(%table: f32[50, 96], %ids: i32[N], %scale: f32[N, 1], %w: f32[96, 37]) {
+  %0 = gather(%table, %ids) : f32[N, 96]
+  %1 = mul(%0, %scale) : f32[N, 96]
+  %2 = softmax(%1) : f32[N, 96]
+  %3 = matmul(%2, %w) : f32[N, 37]
+  return %3
+}"""
+
+ROPE = """
+func @rope(%x: f32[N, 4, 24], %cos: f32[N, 8], %sin: f32[N, 8], %w: f32[50, 96]) {
+  %0 = rope(%x, %cos, %sin) : f32[N, 4, 24]
+  %1 = exp(%0) : f32[N, 4, 24]
+  %2 = reshape(%1) {shape = [N, 96]} : f32[N, 96]
+  %3 = matmul(%2, %w) {transpose_b = true} : f32[N, 50]
+  return %3
+}"""
+
+LOGARITHM = """
+func @logarithm(%x: f32[N, 72], %w: f32[50, 72]) {
+  %0 = abs(%x) : f32[N, 72]
+  %1 = log(%0) : f32[N, 72]
+  %2 = matmul(%1, %w) {transpose_b = true} : f32[N, 50]
+  return %2
+}"""
+
+CENTRED = """
+func @centred(%x: f32[N, 4, {d}], %scale: f32[N, 4, 1], %n: f32[{k}], %w: f32[20, {k}]) {{
+  %0 = mul(%x, %scale) : f32[N, 4, {d}]
+  %1 = reshape(%0) {{shape = [N, {k}]}} : f32[N, {k}]
+  %2 = max(%1) {{axes = [1], keep = true}} : f32[N, 1]
+  %3 = sub(%1, %2) : f32[N, {k}]
+  %4 = rms_norm(%3, %n) : f32[N, {k}]
+  %5 = matmul(%4, %w) {{transpose_b = true}} : f32[N, 20]
+  return %5
+}}"""
+
+SCALES = """
+func @scales(%x: f32[N, 700], %y: f32[N, 700], %n: f32[700], %gate: f32[48, 700], %up: f32[48, 700]) {
+  %0 = exp(%y) : f32[N, 700]
+  %1 = sum(%0) {axes = [1]} : f32[N]
+  %2 = reshape(%1) {shape = [N, 1]} : f32[N, 1]
+  %3 = rsqrt(%2) : f32[N, 1]
+  %4 = max(%0) {axes = [1], keep = true} : f32[N, 1]
+  %5 = mul(%n, %3) : f32[N, 700]
+  %6 = mul(%5, %x) : f32[N, 700]
+  %7 = mul(%4, %6) : f32[N, 700]
+  %8 = matmul(%7, %gate) {transpose_b = true} : f32[N, 48]
+  %9 = matmul(%7, %up) {transpose_b = true} : f32[N, 48]
+  %10 = silu(%8) : f32[N, 48]
+  %11 = mul(%10, %9) : f32[N, 48]
+  return %11
+}"""
+
+
+def gate(groups: int, extent: int, m: int = 48) -> str:
+    """The gate of linear attention with so many groups of a size."""
+    k = groups * extent
+    return GATE.format(wide=k + 40, start=40, d=k // 8, k=k, groups=groups, e=extent, m=m)
+
+
+REGIONS = {
+    "norm": NORM.format(k=72, m=50),
+    "norm_long": NORM.format(k=1200, m=20),
+    "norm_longer_than_a_tile": NORM.format(k=8200, m=16),
+    "swiglu": SWIGLU,
+    "gate_1": gate(1, 96),
+    "gate_4": gate(4, 64),
+    "gate_4_uneven": gate(4, 22),
+    "gate_4_in_tiles": gate(4, 256),
+    "gate_2_long": gate(2, 600, 16),
+    "softmax": SOFTMAX,
+    "rope": ROPE,
+    "infinite_behind_the_last": LOGARITHM,
+    "centred": CENTRED.format(d=24, k=96),
+    "centred_long": CENTRED.format(d=300, k=1200),
+    "centred_longer_than_a_tile": CENTRED.format(d=2050, k=8200),
+    "scales": SCALES,
+}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize("name", REGIONS)
+def test_products(interpreter: InterpreterWorker, tmp_path: Path, name: str, rows: int) -> None:
+    """One row, few, and more than one program's; groups that a step holds in one tile or several, and longer ones."""
+    made = kernel(REGIONS[name], TEMPLATE)
+    check(interpreter, tmp_path, made, random_inputs(made.function, {"N": rows}))
+
+
+def test_every_argument_may_have_a_name_of_the_kernel(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    text = (
+        REGIONS["gate_4"].replace("%wide", "%left").replace("%o", "%group").replace("%g:", "%k:").replace("%g)", "%k)")
+    )
+    made = kernel(text, TEMPLATE)
+    check(interpreter, tmp_path, made, random_inputs(made.function, {"N": 5}))
+
+
+COLUMN_SCALE = """
+func @scaled(%x: f32[N, 64], %w: f32[16, 64]) {
+  %0 = reshape(%x) {shape = [N, 4, 16]} : f32[N, 4, 16]
+  %1 = sum(%0) {axes = [1], keep = true} : f32[N, 1, 16]
+  %2 = mul(%0, %1) : f32[N, 4, 16]
+  %3 = reshape(%2) {shape = [N, 64]} : f32[N, 64]
+  %4 = matmul(%3, %w) {transpose_b = true} : f32[N, 16]
+  return %4
+}"""
+
+TWO_EXTENTS = """
+func @two_extents(%x: f32[N, 64], %w: f32[16, 64]) {
+  %0 = reshape(%x) {shape = [N, 4, 16]} : f32[N, 4, 16]
+  %1 = rms_norm(%0, _) : f32[N, 4, 16]
+  %2 = reshape(%1) {shape = [N, 64]} : f32[N, 64]
+  %3 = rms_norm(%2, _) : f32[N, 64]
+  %4 = matmul(%3, %w) {transpose_b = true} : f32[N, 16]
+  return %4
+}"""
+
+MOVED = """
+func @moved(%x: f32[N, 64], %w: f32[16, 64]) {
+  %0 = reshape(%x) {shape = [N, 4, 16]} : f32[N, 4, 16]
+  %1 = rms_norm(%0, _) : f32[N, 4, 16]
+  %2 = transpose(%1) {axes = [0, 2, 1]} : f32[N, 16, 4]
+  %3 = reshape(%2) {shape = [N, 64]} : f32[N, 64]
+  %4 = matmul(%3, %w) {transpose_b = true} : f32[N, 16]
+  return %4
+}"""
+
+CUT = """
+func @cut(%x: f32[N, 64], %w: f32[16, 48]) {
+  %0 = rms_norm(%x, _) : f32[N, 64]
+  %1 = slice(%0) {axis = 1, start = 0, stop = 48} : f32[N, 48]
+  %2 = matmul(%1, %w) {transpose_b = true} : f32[N, 16]
+  return %2
+}"""
+
+SPREAD = """
+func @spread(%x: f32[N, 64], %w: f32[16, 64]) {
+  %0 = reshape(%x) {shape = [N, 8, 8]} : f32[N, 8, 8]
+  %1 = sum(%0) {axes = [2]} : f32[N, 8]
+  %2 = reshape(%1) {shape = [N, 1, 8]} : f32[N, 1, 8]
+  %3 = mul(%0, %2) : f32[N, 8, 8]
+  %4 = reshape(%3) {shape = [N, 64]} : f32[N, 64]
+  %5 = matmul(%4, %w) {transpose_b = true} : f32[N, 16]
+  return %5
+}"""
+
+WANTED = """
+func @wanted(%x: f32[N, 16], %w: f32[16, 16]) {
+  %0 = rms_norm(%x, _) : f32[N, 16]
+  %1 = matmul(%0, %w) {transpose_b = true} : f32[N, 16]
+  %2 = add(%0, %1) : f32[N, 16]
+  return %2
+}"""
+
+BEHIND = """
+func @behind(%x: f32[N, 16], %w: f32[16, 16]) {
+  %0 = silu(%x) : f32[N, 16]
+  %1 = matmul(%0, %w) {transpose_b = true} : f32[N, 16]
+  %2 = softmax(%1) : f32[N, 16]
+  return %2
+}"""
+
+OTHER = """
+func @other(%x: f32[N, 8], %y: f32[N, 8], %w: f32[16, 8]) {
+  %0 = silu(%x) : f32[N, 8]
+  %1 = matmul(%0, %w) {transpose_b = true} : f32[N, 16]
+  %2 = matmul(%y, %w) {transpose_b = true} : f32[N, 16]
+  %3 = add(%1, %2) : f32[N, 16]
+  return %3
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (COLUMN_SCALE, "takes other elements than 4 neighbours of 64"),
+        (TWO_EXTENTS, r"'mean' of \[N, 64\] takes other elements"),
+        (MOVED, "'transpose' moves elements behind a reduction"),
+        (CUT, "takes 64 elements, of which 48 are no multiple"),
+        (SPREAD, r"gives \[N, 1, 8\] behind a reduction"),
+        (WANTED, "is wanted behind the product too"),
+        (BEHIND, "'max' behind the product isn't pointwise"),
+        (OTHER, "one left operand"),
+    ],
+)
+def test_what_cant_be_made_piece_by_piece_is_refused(text: str, said: str) -> None:
+    with pytest.raises(CodegenError, match=said):
+        emit(kernel(text, TEMPLATE))
+
+
+def test_a_norm_scales_the_product() -> None:
+    """And has no loop of its own; what is no factor of the row has."""
+    loops = {name: emit(kernel(text, TEMPLATE)).text.count("tl.range(") for name, text in REGIONS.items()}
+    assert [loops[n] for n in ("norm_long", "norm_longer_than_a_tile", "scales", "gate_4")] == [2, 2, 2, 2]
+    assert (loops["centred_long"], loops["centred_longer_than_a_tile"]) == (4, 6)
+
+
+@pytest.mark.parametrize("text", REGIONS.values(), ids=REGIONS)
+def test_a_pass_is_told_the_same(text: str) -> None:
+    assert before_product(kernel(text, TEMPLATE).function.body) == ""
+
+
+@pytest.mark.parametrize("text", [COLUMN_SCALE, TWO_EXTENTS, MOVED, CUT, SPREAD, WANTED, OTHER])
+def test_a_pass_is_told_why_not(text: str) -> None:
+    assert before_product(kernel(text, TEMPLATE).function.body)
+
+
+MINI = {
+    "norm": """
+func @norm(%x: bf16[N / B, 2048], %w: bf16[2048], %weight: bf16[8192, 2048]) {
+  %n = rms_norm(%x, %w) : bf16[N / B, 2048]
+  %y = matmul(%n, %weight) {transpose_b = true} : bf16[N / B, 8192]
+  return %y
+}""",
+    "gate": """
+func @gate(%0: bf16[N / B, 8192], %1: bf16[N / B, 16, 128], %g_norm: bf16[2048], %dense: bf16[2048, 2048], %residual: bf16[N / B, 2048]) {
+  %2 = slice(%0) {axis = 1, start = 6144, stop = 8192} : bf16[N / B, 2048]
+  %3 = reshape(%1) {shape = [N, 4, 512]} : bf16[N / B, 4, 512]
+  %4 = rms_norm(%3, _) : bf16[N / B, 4, 512]
+  %5 = reshape(%4) {shape = [N, 2048]} : bf16[N / B, 2048]
+  %6 = mul(%5, %g_norm) : bf16[N / B, 2048]
+  %7 = sigmoid(%2) : bf16[N / B, 2048]
+  %8 = mul(%6, %7) : bf16[N / B, 2048]
+  %9 = matmul(%8, %dense) {transpose_b = true} : bf16[N / B, 2048]
+  %10 = add(%residual, %9) : bf16[N / B, 2048]
+  return %10
+}""",
+    "swiglu": """
+func @swiglu(%x: bf16[N / B, 2048], %w: bf16[2048], %gate_proj: bf16[5120, 2048], %up_proj: bf16[5120, 2048]) {
+  %0 = rms_norm(%x, %w) : bf16[N / B, 2048]
+  %1 = matmul(%0, %gate_proj) {transpose_b = true} : bf16[N / B, 5120]
+  %2 = matmul(%0, %up_proj) {transpose_b = true} : bf16[N / B, 5120]
+  %3 = silu(%1) : bf16[N / B, 5120]
+  %4 = mul(%3, %2) : bf16[N / B, 5120]
+  return %4
+}""",
+    "shared": """
+func @shared(%x: bf16[N / B, 2048], %w: bf16[2048], %gate_proj: bf16[512, 2048], %up_proj: bf16[512, 2048]) {
+  %0 = rms_norm(%x, %w) : bf16[N / B, 2048]
+  %1 = matmul(%0, %gate_proj) {transpose_b = true} : bf16[N / B, 512]
+  %2 = matmul(%0, %up_proj) {transpose_b = true} : bf16[N / B, 512]
+  %3 = silu(%1) : bf16[N / B, 512]
+  %4 = mul(%3, %2) : bf16[N / B, 512]
+  return %4
+}""",
+    "qkv": """
+func @qkv(%x: bf16[N / B, 2048], %w: bf16[2048], %weight: bf16[3072, 2048]) {
+  %n = rms_norm(%x, %w) : bf16[N / B, 2048]
+  %y = matmul(%n, %weight) {transpose_b = true} : bf16[N / B, 3072]
+  return %y
+}""",
+}
+
+MINI["head"] = (
+    MINI["norm"]
+    .replace("8192", "157184")
+    .replace("true}", "true, out = f32}")
+    .replace("bf16[N / B, 157184]", "f32[N / B, 157184]")
+)
+
+
+@pytest.mark.parametrize("name", ["norm", "gate"])
+def test_golden(name: str) -> None:
+    check_golden(f"triton_fronted_{name}", emit(kernel(MINI[name], TEMPLATE)).text)
+
+
+REGISTERS = {
+    "norm": (72, 144),
+    "gate": (160, 208),
+    "swiglu": (104, 160),
+    "shared": (96, 144),
+    "qkv": (72, 136),
+    "head": (72, 144),
+}
+"""At most, of one row and of 16. With ptxas 12.8: 61 and 122, 142 and 185, 90 and 146, 80 and 128, 60 and 124, 61 and 122."""
+
+
+def test_ring_mini_does_not_spill() -> None:
+    jobs = {name: compile_jobs(emit(kernel(text, TEMPLATE)).text, "matmul", 90) for name, text in MINI.items()}
+    made = iter(compile_many([job for found in jobs.values() for job in found]))
+    for name, found in jobs.items():
+        for job, most in zip(found, REGISTERS[name], strict=True):
+            used = next(made).resources
+            assert (used.spill_stores, used.spill_loads, used.stack_bytes) == (0, 0, 0), job.kernel
+            assert used.registers <= most, job.kernel
+            assert used.register_a_wgmma == 0
+            assert used.shared_bytes <= 227 * 1024
+
+
+@pytest.mark.parametrize("count", [6, 30])
+def test_many_operands_in_front_find_room(count: int) -> None:
+    """Where they have to share the memory, less is on its way."""
+    more = ", ".join(f"%m{i}: bf16[N / B, 2048]" for i in range(count))
+    sums = [f"  %a{i} = add(%{f'a{i - 1}' if i else 'x'}, %m{i}) : bf16[N / B, 2048]\n" for i in range(count)]
+    adds, last = "".join(sums), f"%a{count - 1}"
+    norm = MINI["norm"].replace("%w:", f"{more}, %w:").replace("  %n = rms_norm(%x", f"{adds}  %n = rms_norm({last}")
+    gate = MINI["gate"].replace("%g_norm:", f"{more}, %x: bf16[N / B, 2048], %g_norm:")
+    times = f"{adds}  %b = mul(%8, {last}) : bf16[N / B, 2048]\n"
+    gate = gate.replace("matmul(%8", "matmul(%b").replace("  %9 =", f"{times}  %9 =")
+    jobs = [job for text in (norm, gate) for job in compile_jobs(emit(kernel(text, TEMPLATE)).text, "matmul", 90)]
+    for job, made in zip(jobs, compile_many(jobs), strict=True):
+        assert made.resources.shared_bytes <= 227 * 1024, job.kernel
