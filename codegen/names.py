@@ -34,6 +34,9 @@ class Names:
         self._taken.add(name)
         return name
 
+    def __contains__(self, value: Value) -> bool:
+        return value in self._of
+
     def __getitem__(self, value: Value) -> str:
         if value not in self._of:
             named = value.name and not value.name.isdigit()
@@ -52,8 +55,10 @@ class Names:
 
 
 def argument_names(block: Block, names: Names) -> list[str]:
-    """Identifiers of a block's arguments, in order."""
+    """Identifiers of a block's arguments, in order; those that have one keep it."""
     for i, arg in enumerate(block.args):
+        if arg in names:
+            continue
         if not arg.name or arg.name.isdigit():
             names[arg] = names.fresh(f"in{i}")
     return [names[arg] for arg in block.args]

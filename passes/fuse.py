@@ -4,7 +4,9 @@ A region has an *anchor*, the operation that decides its kernel family (a produc
 pointwise work before and behind it as far as the family allows; what no anchor takes becomes row kernels. Two rules hold for all of them:
 
 * legality: a region is convex, that is, no value leaves it and comes back in through an operation outside;
-* benefit: an operation joins the region that saves the bytes between them; an intermediate with users elsewhere is not recomputed.
+* benefit: an operation joins the region that saves the bytes between them; an intermediate with users elsewhere is not recomputed. What
+  stands between row work in front and row work behind joins those, for one kernel in the place of two: the experts' sum, the shared
+  expert, the residual and the next norm.
 
 | family | anchor | before it | behind it |
 |---|---|---|---|
@@ -15,6 +17,7 @@ pointwise work before and behind it as far as the family allows; what no anchor 
 | sort | sort_by_key | - | - |
 | row | - | pointwise, row reductions, gathers, appends to caches | |
 
+Row work in front of few rows of a product or of a recurrence is offered to its kernel by `ringc.passes.prologues`, which comes next.
 A reshape that stands between regions is left alone: it is another view of the same memory and costs nothing.
 """
 
@@ -184,6 +187,30 @@ class _Fuser:
                 self.join(region, user)
                 grown = True
                 break
+        for op in self.between_rows(region):
+            region.ops.remove(op)
+            del self.region_of[op]
+
+    def between_rows(self, region: Region) -> set[Op]:
+        """What was taken in, and is better left to a row kernel: it stands between row work in front and row work behind.
+
+        The experts' weighted sum, the shared expert, the residual and the next norm are an example: in the shared expert's product, the
+        two additions would part the sum from the norm, at the price of one more kernel that reads and writes the residual.
+        """
+        behind = [op for op in region.ops if op not in region.anchors]
+        shape = region.anchors[0].result.shape
+        taken = {v.op for op in behind for v in op.inputs() if v.op is not None and v.shape == shape}
+        readers = {u for op in behind for u in op.results[0].users() if self.free_row_work(u)}
+        left: set[Op] = set()
+        for source in filter(self.free_row_work, taken):
+            follow = nx.descendants(self.graph, source)
+            if any(reader in follow and self.convex([source, *behind, reader]) for reader in readers):
+                left |= follow & set(behind)
+        return left
+
+    def free_row_work(self, op: Op) -> bool:
+        """Whether an operation will be in a row kernel."""
+        return op in self.order and op not in self.region_of and is_row_op(op) and not is_weight(op.results[0])
 
     def only_user(self, leaving: list[Value], user: Op) -> bool:
         return all(set(v.uses) == {user} for v in leaving if user in v.uses)

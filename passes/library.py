@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Function, Module, Op
 from ringc.ir.ops.call import Alternatives, Fused
 from ringc.ir.ops.mixers import Attention
@@ -16,7 +15,7 @@ from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.ops.source import Constant
 from ringc.passes.framework import Pass
 from ringc.passes.fuse import is_row_op
-from ringc.passes.regions import replace_by_region
+from ringc.passes.regions import as_block, inlined, replace, replace_by_region
 from ringc.passes.rewrite import drop_unused
 from ringc.passes.target import Target
 
@@ -41,25 +40,17 @@ def _offer(function: Function) -> None:
     body = function.body
     for op in list(body.ops):
         if isinstance(op, Fused) and op.family in FAMILIES:
-            both = Alternatives(op.arguments, ("fused", "library"), (_as_it_is(op), _apart(op.body)))
-            both.scope = op.scope
-            Builder(body, before=op).insert(both)
-            for old, new in zip(op.results, both.results, strict=True):
-                new.name = old.name
-                body.replace_uses(old, new)
-            body.erase(op)
-
-
-def _as_it_is(op: Fused) -> Block:
-    """A block that runs the region."""
-    way = Block([a.type for a in op.body.args], [a.name for a in op.body.args])
-    region = way.insert(op.clone(dict(zip(op.arguments, way.args, strict=True))))
-    way.set_outputs(region.results)
-    return way
+            taken, made, fused = as_block(body, [op])
+            replace(body, [op], made, Alternatives(tuple(taken), ("fused", "library"), (fused, _apart(op.body))))
+        elif isinstance(op, Alternatives) and any(
+            isinstance(o, Fused) and o.family in FAMILIES for o in op.ways[0].ops
+        ):
+            op.labels += ("library",)
+            op.ways += (_apart(inlined(op.ways[0])),)
 
 
 def _apart(body: Block) -> Block:
-    """The region's operations as a library call for each anchor, and row kernels before and behind."""
+    """A block's operations as a library call for each anchor, and row kernels before and behind."""
     way = body.clone()
     runs: list[tuple[str, list[Op]]] = []
     for op in way.ops:

@@ -20,6 +20,7 @@ def default_pipeline() -> list[Pass]:
         "outline",  # from here on, work follows the number of different layers, not of layers
         "versions",  # fixes the form of linear attention before anything is fused around it
         "fuse",  # regions around products, attention, routing; the rest into row kernels
+        "prologues",  # row work in front of few rows: in the kernel that reads it, or apart
         "library",  # a fusion that competes with a library call stands beside it: never below the library
         "select",  # among alternatives and configurations, by the cost model
         "layout",  # what was selected decides how the weights are stored: written as the `prepare` function

@@ -15,6 +15,7 @@ PASSES = {
     "raise": "ringc.passes.raising:Raise",
     "versions": "ringc.passes.versions:Versions",
     "fuse": "ringc.passes.fuse:Fuse",
+    "prologues": "ringc.passes.prologues:Prologues",
     "library": "ringc.passes.library:Library",
     "select": "ringc.passes.select:Select",
     "layout": "ringc.passes.layout:WeightLayout",

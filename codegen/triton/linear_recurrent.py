@@ -16,11 +16,12 @@ from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Index, Loop, NeedsAxis, Scope, Tile, Tiles, operand
 from ringc.codegen.triton.jobs import Job, jobs_text, padded
 from ringc.codegen.triton.linear_attention import HEAD, Text, mixer
-from ringc.codegen.triton.regions import UNROLLED, Reader, expanded
+from ringc.codegen.triton.regions import UNROLLED, Reader
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
+from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.ops.rows import Rope
 from ringc.ir.symbols import symbols_of

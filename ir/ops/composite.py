@@ -6,7 +6,7 @@ takes the operation whole. Composite operations don't stand in a graph as the fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ringc.ir.builder import Builder

@@ -45,6 +45,17 @@ def published(h: int, dk: int, dv: int) -> tuple[str, str]:
     )
 
 
+def unnamed(h: int, dk: int, dv: int) -> tuple[str, str]:
+    """Arguments without names, which the kernel gives its own, and one with a name that the kernel uses itself."""
+    return (
+        f"%0: f32[N / B, {h}, {dk}], %slopes_2: f32[N / B, {h}, {dk}], %qs: f32[N / B, {h}, {dv}]",
+        f"""
+  %q = rms_norm(%0, _) : f32[N / B, {h}, {dk}]
+  %k = sigmoid(%slopes_2) : f32[N / B, {h}, {dk}]
+  %v = silu(%qs) : f32[N / B, {h}, {dv}]""",
+    )
+
+
 def flat(h: int, dk: int, dv: int) -> tuple[str, str]:
     """Three products: silu and a norm before heads are told apart, softmax, a scale for each head, a norm of values, a cast."""
     return (
@@ -91,7 +102,7 @@ def values(h: int, dk: int, dv: int) -> tuple[str, str]:
     )
 
 
-FRONTS = {"published": published, "flat": flat, "shared": shared, "values": values}
+FRONTS = {"published": published, "flat": flat, "unnamed": unnamed, "shared": shared, "values": values}
 
 
 def fronted(front: Front, heads: int, dk: int, dv: int, implementation: str = RECURRENT) -> Kernel:
@@ -99,8 +110,8 @@ def fronted(front: Front, heads: int, dk: int, dv: int, implementation: str = RE
     rows, pool = f"f32[N / B, {heads}, {dv}]", f"state<f32[P; {heads}, {dk}, {dv}]>"
     found = kernel(
         f"""
-func @mixer({arguments}, %slopes: f32[{heads}], %state: {pool}, %slots: i32[B], %offsets: i32[B + 1]) {{{ops}
-  %o, %after = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {{scale = 0.3}} : {rows}, {pool}
+func @mixer({arguments}, %9: f32[{heads}], %state: {pool}, %slots: i32[B], %offsets: i32[B + 1]) {{{ops}
+  %o, %after = linear_attention(%q, %k, %v, %9, %state, %slots, %offsets) {{scale = 0.3}} : {rows}, {pool}
   return %o, %after
 }}""",
         implementation,

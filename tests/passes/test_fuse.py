@@ -51,6 +51,45 @@ def test_a_residual_joins_the_product() -> None:
     assert [op.name for op in region.body.ops] == ["matmul", "add"]
 
 
+SHARED = """func @f(%x: f32[N, 8], %e: f32[N, 2, 8], %h: f32[N, 4], %down: f32[8, 4], %norm: f32[8]) {
+  %sum = sum(%e) {axes = [1]}
+  %shared = matmul(%h, %down) {transpose_b = true}
+  %both = add(%sum, %shared)
+  %y = add(%x, %both)
+  %n = rms_norm(%y, %norm)
+  return %y, %n
+}"""
+
+
+def test_sum_residual_and_norm_are_one_kernel_behind_the_shared_expert() -> None:
+    product, rows = fused(SHARED)
+    assert [op.name for op in product.body.ops] == ["matmul"]
+    assert [op.name for op in rows.body.ops] == ["sum", "add", "add", "rms_norm"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        pytest.param("rms_norm(%y, %norm)", "matmul(%y, %wide)", ["row", "matmul", "matmul"], id="no row work behind"),
+        # The sum is needed by what leads to the product: one row kernel can't hold both.
+        pytest.param("matmul(%h, %down)", "matmul(%sum, %square)", ["row", "matmul", "row"], id="not convex"),
+        pytest.param(
+            "add(%sum, %shared)", "mul(%shared, %shared)", ["row", "matmul", "row"], id="no row work in front"
+        ),
+    ],
+)
+def test_where_the_residual_still_joins_the_product(old: str, new: str, expected: list[str]) -> None:
+    text = SHARED.replace(old, new)
+    assert text != SHARED
+    text = text.replace("%norm: f32[8]", "%norm: f32[8], %wide: f32[8, 8], %square: f32[8, 8]")
+    if "%sum" not in text.partition("%shared")[2]:
+        text = text.replace("return %y, %n", "return %y, %n, %sum")
+    regions = fused(text)
+    assert families(regions) == expected
+    product = next(r for r in regions if r.family == "matmul")
+    assert product.body.ops[-1].name == "add"
+
+
 def test_a_product_that_others_need_keeps_its_result() -> None:
     first, second = fused("""func @f(%x: f32[N, 8], %w: f32[4, 8], %r: f32[N, 4]) {
       %y = matmul(%x, %w) {transpose_b = true}

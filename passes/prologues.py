@@ -1,0 +1,91 @@
+"""Prologues: beside a product or a recurrence of few rows, one kernel that does the row work in front of it too.
+
+The norm in front of a product, the gate in front of the output projection, qk-norm and rope in front of linear attention: a kernel of their
+own writes what the next one reads, and costs a launch. For few rows it is cheaper to make them again in every program of the next
+kernel, and versions with a limit of rows are offered both ways, as `alternatives` that `select` prices. For many rows it isn't, but for the
+recurrence of a decode step, which reads each row once whatever their number. The chunked form reads rows twice, and takes nothing in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ringc.ir.core import Block, Effect, Module, Op
+from ringc.ir.ops.call import Alternatives, Fused
+from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.products import MatMul
+from ringc.ir.ops.shape import Reshape
+from ringc.passes.framework import Pass
+from ringc.passes.front import in_front, why_not_in_front
+from ringc.passes.regions import as_block, inlined, replace
+from ringc.passes.target import Target
+
+ROWS = {MatMul: ("a",), LinearAttention: ("q", "k", "v")}
+"""Anchors that take work in front, and the operands that it may make."""
+
+
+@dataclass(frozen=True)
+class Prologues(Pass):
+    """Offer the row work in front of a region as a part of it."""
+
+    name = "prologues"
+
+    def apply(self, module: Module, target: Target) -> None:
+        if target.backend == "torch":
+            return  # its kernels are made of calls: there is no program to do the work in
+        for function in module.functions.values():
+            notes = function.notes
+            limited = bool(notes.get("rows", (1, 0))[1])
+            anchors = {MatMul: limited, LinearAttention: limited or notes.get("serves") == "decode"}
+            for op in list(function.body.ops):
+                if isinstance(op, Fused) and op.family == "row":
+                    _offer(function.body, op, {kind for kind, takes in anchors.items() if takes})
+
+
+def _offer(body: Block, rows: Fused, kinds: Collection[type[Op]]) -> None:
+    """Put a choice in the place of row work and the one region that reads it, if one kernel can do both."""
+    chain = _read_by_one(rows)
+    if chain is None:
+        return
+    taken, made, apart = as_block(body, chain)
+    flat = inlined(apart)
+    region = chain[-1]
+    assert isinstance(region, Fused)
+    if not _takes_front(flat, len(flat.ops) - len(region.body.ops), kinds):
+        return
+    together = Block([a.type for a in apart.args], [a.name for a in apart.args])
+    fused = together.insert(Fused(tuple(together.args), region.family, flat))
+    together.set_outputs(fused.results)
+    replace(body, chain, made, Alternatives(tuple(taken), ("apart", "together"), (apart, together)))
+
+
+def _read_by_one(rows: Fused) -> list[Op] | None:
+    """The row work, the views of its results, and the region that reads them; None where anything else does."""
+    if rows.effect is not Effect.PURE:
+        return None  # what is appended to a pool must be there before the pool is read
+    chain: list[Op] = [rows]
+    reader: Fused | None = None
+    for op in chain:
+        for use in (u for r in op.results for u in r.uses):
+            if isinstance(use, Reshape):
+                if use not in chain:
+                    chain.append(use)
+            elif isinstance(use, Fused) and use.family != "row" and reader in (None, use):
+                reader = use
+            else:
+                return None
+    return None if reader is None else [*chain, reader]
+
+
+def _takes_front(flat: Block, count: int, kinds: Collection[type[Op]]) -> bool:
+    """Whether anchors of these kinds take the first `count` operations: as their rows alone, and in a form that can make those."""
+    rows = {op: [getattr(op, name) for name in ROWS[type(op)]] for op in flat.ops if type(op) in kinds}
+    front = set(in_front(flat, *(v for made in rows.values() for v in made)))
+    if not rows or front & rows.keys() or not front.issuperset(flat.ops[:count]):
+        return False
+    read = [(op, v) for op in flat.ops if op not in front for v in op.inputs() if v.op in front]
+    if not all(v in rows.get(op, ()) for op, v in read):
+        return False
+    mixers = [op for op in rows if isinstance(op, LinearAttention)]
+    return all(op.form == "recurrent" and not why_not_in_front(op, in_front(flat, *rows[op])) for op in mixers)

@@ -1,0 +1,122 @@
+"""Row work in front of a region, as a part of it: what is offered, what isn't, and that both ways mean the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ringc.ir.core import Module
+from ringc.ir.interpret import run
+from ringc.ir.ops.call import Alternatives, Fused
+from ringc.ir.text_parse import parse_module
+from ringc.passes.framework import PassManager, verify_each
+from ringc.passes.pipeline import parse_pipeline
+from ringc.passes.target import target
+
+HEAD = "module @m level fused\nsymbol B >= 1\nsymbol N >= 1\nsymbol P >= 1\n\n"
+
+GATE = """func @f(%wide: f32[N, 96], %o: f32[N, 4, 8], %g: f32[32], %w: f32[24, 32], %r: f32[N, 24]) with {rows = [1, 16]} {
+  %gate = slice(%wide) {axis = 1, start = 64, stop = 96}
+  %s = sigmoid(%gate)
+  %groups = reshape(%o) {shape = [N, 2, 16]}
+  %one = constant() {value = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], dtype = f32, shape = [16]}
+  %n = rms_norm(%groups, %one)
+  %flat = reshape(%n) {shape = [N, 32]}
+  %scaled = mul(%flat, %g)
+  %x = mul(%scaled, %s)
+  %p = matmul(%x, %w) {transpose_b = true}
+  %y = add(%r, %p)
+  return %y
+}"""
+
+SWIGLU = """func @f(%x: f32[N, 32], %norm: f32[32], %g: f32[24, 32], %u: f32[24, 32]) with {rows = [1, 1]} {
+  %n = rms_norm(%x, %norm)
+  %a = matmul(%n, %g) {transpose_b = true}
+  %b = matmul(%n, %u) {transpose_b = true}
+  %s = silu(%a)
+  %h = mul(%s, %b)
+  return %h
+}"""
+
+RECURRENT = """func @f(%wide: f32[N / B, 96], %norm: f32[8], %slopes: f32[4], %state: state<f32[P; 4, 8, 8]>, %slots: i32[B],
+    %offsets: i32[B + 1]) with {rows = [1, 16]} {
+  %0 = slice(%wide) {axis = 1, start = 0, stop = 32}
+  %1 = slice(%wide) {axis = 1, start = 32, stop = 64}
+  %2 = slice(%wide) {axis = 1, start = 64, stop = 96}
+  %3 = reshape(%0) {shape = [N, 4, 8]}
+  %4 = reshape(%1) {shape = [N, 4, 8]}
+  %q = rms_norm(%3, %norm)
+  %k = rms_norm(%4, %norm)
+  %v = reshape(%2) {shape = [N, 4, 8]}
+  %o, %s = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets) {scale = 0.5, form = "recurrent"}
+  return %o, %s
+}"""
+
+
+def offered(text: str, on: str = "cpu") -> tuple[Module, list[Alternatives]]:
+    """The module after the pass, and its choices; what it computes is compared on the way."""
+    module = parse_module(HEAD + text)
+    before = module.clone()
+    PassManager(parse_pipeline("fuse,prologues"), [verify_each]).run(module, target(on))
+    generator = torch.Generator().manual_seed(3)
+    inputs: list[torch.Tensor] = []
+    for arg in module.functions["f"].body.args:
+        if arg.name == "slots":
+            inputs.append(torch.tensor([2, 0], dtype=torch.int32))
+        elif arg.name == "offsets":
+            inputs.append(torch.tensor([0, 2, 5], dtype=torch.int32))
+        elif arg.name == "state":
+            inputs.append(torch.randn(3, 4, 8, 8, generator=generator, dtype=torch.float64))
+        else:
+            shape = [d if isinstance(d, int) else 5 for d in arg.type.shape]
+            inputs.append(torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1)
+    found = [op for op in module.functions["f"].body.ops if isinstance(op, Alternatives)]
+    for way in range(2 if found else 0):
+        chosen = module.clone()
+        for op in chosen.functions["f"].body.ops:
+            if isinstance(op, Alternatives):
+                op.ways, op.labels = (op.ways[way],), (op.labels[way],)
+        for a, b in zip(
+            run(before, "f", [x.clone() for x in inputs], None, torch.float64),
+            run(chosen, "f", [x.clone() for x in inputs], None, torch.float64),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+    return module, found
+
+
+@pytest.mark.parametrize(("text", "family"), [(GATE, "matmul"), (SWIGLU, "matmul"), (RECURRENT, "linear_attention")])
+def test_row_work_may_be_a_part_of_its_only_reader(text: str, family: str) -> None:
+    _, (choice,) = offered(text)
+    assert choice.labels == ("apart", "together")
+    apart, together = choice.ways
+    assert [op.family for op in apart.ops if isinstance(op, Fused)] == ["row", family]
+    (region,) = together.ops
+    assert isinstance(region, Fused)
+    assert region.family == family
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        pytest.param(SWIGLU, "return %h", "return %h, %n", id="something else reads the rows"),
+        pytest.param(SWIGLU, "[1, 1]", "[17, 0]", id="any number of rows"),
+        pytest.param(RECURRENT, '"recurrent"', '"chunked", steepest = 0.5', id="the chunked form"),
+        pytest.param(RECURRENT, "return %o, %s", "return %o, %s, %q", id="the queries leave"),
+        pytest.param(
+            GATE,
+            "  %y = add(%r, %p)",
+            "  %part = slice(%x) {axis = 1, start = 0, stop = 24}\n  %y = mul(%part, %p)",
+            id="something behind the product reads the rows",
+        ),
+    ],
+)
+def test_what_is_not_offered(text: str, old: str, new: str) -> None:
+    assert old in text
+    _, found = offered(text.replace(old, new))
+    assert not found
+
+
+def test_a_target_of_calls_has_nothing_to_offer() -> None:
+    _, found = offered(SWIGLU, "torch")
+    assert not found
