@@ -34,9 +34,6 @@ class Names:
         self._taken.add(name)
         return name
 
-    def __contains__(self, value: Value) -> bool:
-        return value in self._of
-
     def __getitem__(self, value: Value) -> str:
         if value not in self._of:
             named = value.name and not value.name.isdigit()

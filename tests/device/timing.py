@@ -271,7 +271,10 @@ def main() -> None:
             row(f"{function} T={n}", "ringc matmul_fronted", partial(ours, function, "triton.matmul_fronted", sizes))
             apart = partial(both, (front, "triton.row"), (product, "triton.matmul"), sizes)
             row(f"{function} T={n}", "ringc row, then matmul", apart)
-    for function in ("norm", "split_norm_rope", "gate", "combine", "swiglu", "experts_down"):
+    for n in (1, 16):
+        for function in ("norm", "combine", "combine_norm"):
+            row(f"{function} T={n}", "ringc row", partial(ours, function, "triton.row", one | {"N": n}))
+    for function in ("norm", "split_norm_rope", "gate", "combine", "combine_norm", "swiglu", "experts_down"):
         family = {"swiglu": "matmul", "experts_down": "grouped"}.get(function, "row")
         row(f"{function} T=8192", f"ringc {family}", partial(ours, function, f"triton.{family}", one | {"N": 8192}))
 

@@ -137,6 +137,20 @@ func @combine(%0: bf16[8*N / 256, 2048], %1: i32[8*N], %weights: f32[N / B, 8]) 
   return %8
 }
 
+func @combine_norm(%0: bf16[8*N / 256, 2048], %1: i32[8*N], %weights: f32[N / B, 8], %2: bf16[N / B, 2048], %3: bf16[N / B, 2048], %norm: bf16[2048]) with {family = "row"} {
+  %4 = gather(%0, %1) : bf16[8*N, 2048]
+  %5 = reshape(%4) {shape = [N, 8, 2048]} : bf16[N, 8, 2048]
+  %6 = cast(%5) {dtype = f32} : f32[N, 8, 2048]
+  %7 = reshape(%weights) {shape = [N, 8, 1]} : f32[N / B, 8, 1]
+  %8 = mul(%6, %7) : f32[N / B, 8, 2048]
+  %9 = sum(%8) {axes = [1]} : f32[N / B, 2048]
+  %10 = cast(%9) {dtype = bf16} : bf16[N / B, 2048]
+  %11 = add(%10, %2) : bf16[N / B, 2048]
+  %x = add(%3, %11) : bf16[N / B, 2048]
+  %12 = rms_norm(%x, %norm) : bf16[N / B, 2048]
+  return %x, %12
+}
+
 func @append_cache(%0: bf16[N / B, 3072], %query_layernorm: bf16[128], %cos: f32[N / B, 32], %sin: f32[N / B, 32], %key_layernorm: bf16[128], %keys: state<bf16[P; S, 4, 128]>, %slot_of_token: i32[N / B], %positions: i32[N / B], %values: state<bf16[P; S, 4, 128]>) with {family = "row"} {
   %1 = slice(%0) {axis = 1, start = 0, stop = 2048} : bf16[N / B, 2048]
   %2 = reshape(%1) {shape = [N, 16, 128]} : bf16[N / B, 16, 128]
