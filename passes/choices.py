@@ -40,6 +40,11 @@ class Region:
     candidates: tuple[Candidate, ...]
 
     @property
+    def what(self) -> str:
+        """The region in a line."""
+        return describe(self.body)
+
+    @property
     def legal(self) -> list[Candidate]:
         return [c for c in self.candidates if not c.illegal]
 

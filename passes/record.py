@@ -138,7 +138,7 @@ class Record:
 
 
 def sizes_text(sizes: Sizes) -> str:
-    """`B=1, N=8`"""
+    """`B=1, N=8`; nothing where there are none."""
     return ", ".join(f"{name}={value}" for name, value in sizes)
 
 
