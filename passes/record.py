@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -34,6 +33,9 @@ from ringc.errors import Place, RecordError, reason
 FORMAT_VERSION = 1
 
 _REMEDY = "make one with `ringc tune SPEC -o RECORD`"
+
+LONGEST = 1e6
+"""Seconds that a measurement may take: more, and infinities and numbers of hundreds of digits, are mistakes."""
 
 Sizes = tuple[tuple[str, int], ...]
 """Values of symbols, sorted by name."""
@@ -111,7 +113,7 @@ class Record:
             for _, e in sorted(self.entries.items())
         ]
         head = {"format_version": FORMAT_VERSION, "target": self.target, "device": self.device, "entries": entries}
-        return json.dumps(head, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(head, indent=1) + "\n"
 
     def save(self, path: Path) -> None:
         """Write the file beside its name and rename it: there is the old one or the new one, whole.
@@ -207,8 +209,7 @@ def _wrong(value: Any) -> str:
     if problem:
         return problem
     seconds = value["seconds"]
-    # A number of hundreds of digits is no float.
-    if isinstance(seconds, bool) or not 0 < seconds < math.inf:
+    if isinstance(seconds, bool) or not 0 < seconds < LONGEST:
         return f"took {str(seconds)[:40]} seconds, which is no time"
     for name, size in value["sizes"].items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:

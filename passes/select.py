@@ -4,7 +4,8 @@ How fast one is, the tuning record says, else the cost model. A region is settle
 entry for the typical sizes of the version, and by the model otherwise: a measured time is never compared with a predicted one.
 
 Where several ways are open (`alternatives`), each is priced with its own best implementations, and the cheapest way stays: by measured
-times where the record settles all parts of all legal ways, else by predicted ones. What lost is noted with what won, for `ringc explain`.
+times where the record settles all parts of all legal ways, else by predicted ones, as if there were no record. What lost is noted with
+what won, for `ringc explain`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sympy
 
 from ringc.errors import CodegenError
 from ringc.ir.builder import Builder
-from ringc.ir.core import Block, Function, Module
+from ringc.ir.core import Function, Module
 from ringc.ir.ops.call import Alternatives, Fused
 from ringc.passes.choices import Regions, service, sizes_of
 from ringc.passes.framework import Pass
@@ -42,9 +43,12 @@ class Select(Pass):
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The candidates of a region, the best legal one first, and the seconds of the legal ones where the record has them all."""
+    """The candidates of a region, the best legal one first; which is the best by the model alone; the seconds of the legal ones where the
+    record has them all.
+    """
 
     candidates: list[Candidate]
+    by_model: Candidate
     measured: dict[str, float]
     sizes: Sizes
 
@@ -52,18 +56,13 @@ class _Ranking:
     def best(self) -> Candidate:
         return self.candidates[0]
 
-    @property
-    def won(self) -> float | None:
-        """Seconds that were measured of the best."""
-        return self.measured.get(self.best.implementation)
-
 
 @dataclass(frozen=True)
 class _Price:
-    """A way as one candidate: the sum of its regions' best, and the sum of what was measured of them, if all were."""
+    """A way as one candidate, the sum of its regions' best, and its seconds: measured ones or predicted ones."""
 
     way: Candidate
-    measured: float | None
+    seconds: float
 
 
 @dataclass
@@ -96,11 +95,9 @@ class _Chooser:
             if len(measured) < len(legal):
                 measured = {}
 
-            def order(candidate: Candidate) -> tuple[bool, float]:
-                seconds = measured.get(candidate.implementation, math.inf) if measured else self.predicted(candidate)
-                return bool(candidate.illegal), seconds
-
-            self.known[key] = _Ranking(sorted(region.candidates, key=order), measured, region.sizes)
+            by_model = sorted(region.candidates, key=lambda c: (bool(c.illegal), self.predicted(c)))
+            found = sorted(by_model, key=lambda c: measured.get(c.implementation, math.inf))
+            self.known[key] = _Ranking(found, by_model[0], measured, region.sizes)
         return self.known[key]
 
     def configure(self, op: Fused) -> None:
@@ -123,14 +120,10 @@ class _Chooser:
 
     def settle(self, op: Alternatives) -> None:
         """Put the cheapest legal way in the place of the choice."""
-        prices = [self.price(label, way) for label, way in zip(op.labels, op.ways, strict=True)]
-        by_record = all(p.measured is not None for p in prices if not p.way.illegal)
-
-        def order(i: int) -> tuple[bool, float]:
-            way, measured = prices[i].way, prices[i].measured
-            return bool(way.illegal), measured if by_record and measured is not None else self.predicted(way)
-
-        best = min(range(len(prices)), key=order)
+        rankings = [[self.ranked(inner) for inner in way.ops if isinstance(inner, Fused)] for way in op.ways]
+        by_record = all(r.measured for way in rankings if not _illegal(way) for r in way)
+        prices = [self.price(label, way, by_record) for label, way in zip(op.labels, rankings, strict=True)]
+        best = min(range(len(prices)), key=lambda i: (bool(prices[i].way.illegal), prices[i].seconds))
         body, way = self.function.body, op.ways[best]
         build = Builder(body, before=op, scope=op.scope)
         mapping = dict(zip(way.args, op.arguments, strict=True))
@@ -145,28 +138,30 @@ class _Chooser:
         made[0].lost += tuple(
             (p.way.implementation, str(p.way.seconds), p.way.illegal, str(won.way.seconds)) for p in others
         )
-        if by_record and won.measured is not None:
+        if by_record:
             sizes = sizes_text(sizes_of(way, *service(self.function)))
+            legal = [p for p in others if not p.way.illegal]
             made[0].measured += tuple(
-                (sizes, p.way.implementation, _text(p.measured), _text(won.measured))
-                for p in others
-                if p.measured is not None and not p.way.illegal
+                (sizes, p.way.implementation, _text(p.seconds), _text(won.seconds)) for p in legal
             )
         for old, output in zip(op.results, way.outputs, strict=True):
             mapping[output].name = old.name
             body.replace_uses(old, mapping[output])
         body.erase(op)
 
-    def price(self, label: str, way: Block) -> _Price:
-        rankings = [self.ranked(op) for op in way.ops if isinstance(op, Fused)]
-        best = [r.best for r in rankings]
-        illegal = next((c.illegal for c in best if c.illegal), "")
+    def price(self, label: str, way: list[_Ranking], by_record: bool) -> _Price:
+        """What a way costs; by the model, each of its regions is what the model would make of it."""
+        best = [r.best if by_record else r.by_model for r in way]
         name = f"{label}: {' + '.join(c.implementation for c in best)}"
-        measured = [r.won for r in rankings if r.won is not None]
-        return _Price(
-            Candidate(name, sympy.Add(*(c.seconds for c in best)), illegal),
-            sum(measured) if len(measured) == len(rankings) else None,
-        )
+        whole = Candidate(name, sympy.Add(*(c.seconds for c in best)), _illegal(way))
+        if by_record and not whole.illegal:
+            return _Price(whole, sum(r.measured[r.best.implementation] for r in way))
+        return _Price(whole, self.predicted(whole))
+
+
+def _illegal(way: list[_Ranking]) -> str:
+    """Why a way may not be taken, if so: it has a region without a legal candidate."""
+    return next((r.best.illegal for r in way if r.best.illegal), "")
 
 
 def _text(seconds: float) -> str:

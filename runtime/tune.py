@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ def tune_module(
 def _start(path: Path, target: Target) -> Record:
     """The record to begin with: that of the file, if there is one. It is written, to see now whether it can be."""
     device = device_name(target)
-    record = load_record(path, target.name) if path.exists() or path.is_symlink() else Record(target.name, device)
+    record = load_record(path, target.name) if os.path.lexists(path) else Record(target.name, device)
     if record.device != device:
         raise RecordError(
             f"the tuning record was measured on {record.device[:80]}, and this is {device}",

@@ -87,8 +87,8 @@ def _summary(compiled: Compiled, seconds: float) -> None:
         ("time", f"{duration(seconds)}, {duration(compiled.passes.total)} of it in passes"),
     ]
     if "record" in manifest:
-        chosen = f"chose {compiled.measured} of {len(manifest['kernels'])} kernels"
-        rows.insert(-2, ("record", f"of {manifest['record']['device']}, {chosen}"))
+        known = f"times of {compiled.measured} of {len(manifest['kernels'])} kernels"
+        rows.insert(-2, ("record", f"{known}, measured on {manifest['record']['device']}"))
     table(f"compiled {manifest['name']}", ("", ""), rows, left=2)
     versions_table("versions", manifest)
     out(f"run it with: ringc run {compiled.folder} --weights random:0 --prompt 'Hello'")
