@@ -114,8 +114,7 @@ def _of_function(function: Function, regions: Regions) -> Iterator[Choice]:
                 for label, way in zip(op.labels, op.ways, strict=True)
             ]
             legal = tuple((label, way) for label, way in ways if all(r.legal for r in way))
-            meaning = next(inner for inner in op.ways[0].ops if isinstance(inner, Fused))
-            yield Choice(describe(meaning.body), sizes_of(op.ways[0], *service(function)), legal)
+            yield Choice(describe(op.ways[0]), sizes_of(op.ways[0], *service(function)), legal)
 
 
 def service(function: Function) -> tuple[Rows, str]:
@@ -133,7 +132,7 @@ def sizes_of(body: Block, rows: Rows, serves: str) -> Sizes:
 
 
 def describe(body: Block) -> str:
-    """A region in a line: `matmul, silu: f32[N, 64], f32[48, 64] -> f32[N, 48]`."""
-    ops = ", ".join(dict.fromkeys(op.name for op in body.ops if not isinstance(op, Constant)))
+    """A region, or a way with its regions, in a line: `matmul, silu: f32[N, 64], f32[48, 64] -> f32[N, 48]`."""
+    ops = ", ".join(dict.fromkeys(op.name for op in body.walk() if not isinstance(op, Constant | Fused)))
     takes, gives = (", ".join(str(v.type) for v in values) for values in (body.args, body.outputs))
     return f"{ops}: {takes} -> {gives}"

@@ -131,9 +131,9 @@ class _Chooser:
         for inner in way.ops:
             copy = build.insert(inner.clone(mapping))
             mapping.update(zip(inner.results, copy.results, strict=True))
-            assert isinstance(copy, Fused)
-            self.configure(copy)
-            made.append(copy)
+            if isinstance(copy, Fused):  # else it is a view between regions
+                self.configure(copy)
+                made.append(copy)
         won, others = prices[best], [p for p in prices if p is not prices[best]]
         made[0].lost += tuple(
             (p.way.implementation, str(p.way.seconds), p.way.illegal, str(won.way.seconds)) for p in others
