@@ -24,6 +24,7 @@ from ringc.ir.symbols import dim_text
 from ringc.ir.text_print import print_module
 from ringc.ir.types import StateType, Type
 from ringc.passes.framework import Pass, PassManager, Timing, dump_each
+from ringc.passes.record import Record
 from ringc.passes.schedules.candidates import typical_sizes
 from ringc.passes.schedules.predict import predicted_seconds
 from ringc.passes.target import Target
@@ -63,6 +64,8 @@ class Compiled:
     passes: Timing
     built: int
     cached: int
+    measured: int = 0
+    """Kernels that were chosen by a tuning record."""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -76,6 +79,7 @@ def compile_module(
     dump_all: bool = False,
     force: bool = False,
     cache: Cache | None = None,
+    record: Record | None = None,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Compiled:
     """Lower a graph, generate and build its kernels, write the artifact.
@@ -89,6 +93,7 @@ def compile_module(
         dump_all: keep the module's text after each pass.
         force: replace an artifact of another model.
         cache: of built kernels; None for none.
+        record: the tuning record that the pipeline goes by, for the manifest.
         progress: told how far it is.
 
     Raises:
@@ -142,9 +147,12 @@ def compile_module(
         "input": "graph/00_input.ring",
         "module": f"graph/{len(pipeline):02d}_{pipeline[-1].name}.ring",
     }
+    if record is not None:
+        manifest["record"] = {"sha256": record.sha256, "device": record.device}
     size = write_artifact(folder, manifest, files, force=force)
     cached = sum(b.cached for b in built.values())
-    return Compiled(folder, manifest, size, timing, len(built) - cached, cached)
+    measured = sum("measured" in k.function.notes for k in kernels)
+    return Compiled(folder, manifest, size, timing, len(built) - cached, cached, measured)
 
 
 def _build(

@@ -21,6 +21,18 @@ def architecture() -> str:
 
 
 @cache
+def name() -> str:
+    """What the system calls this processor, with its widest vectors: `AMD EPYC avx512f`."""
+    model = platform.processor() or architecture()
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return " ".join([model, *[f for f in ("avx512f", "avx2", "sve", "asimd") if f in features()][:1]])
+
+
+@cache
 def features() -> tuple[str, ...]:
     """Extensions that this processor has, of those that matter to generated code. Empty where the system doesn't say."""
     try:

@@ -29,7 +29,7 @@ def header(kernel: Kernel) -> str:
     """The docstring of a kernel file: the IR that it implements, its work, its traffic, how it is called."""
     function = kernel.function
     # What the choice was made by is in the module's text; here it would hide the IR.
-    told = {name: note for name, note in function.notes.items() if name not in ("seconds", "lost")}
+    told = {name: note for name, note in function.notes.items() if name not in ("seconds", "lost", "measured")}
     flops, moved = cost_of(kernel)
     takes = ", ".join(a.name or f"in{i}" for i, a in enumerate(function.body.args))
     lines = [

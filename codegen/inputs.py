@@ -208,3 +208,37 @@ class Inputs:
             if inner is not None:
                 found.append(inner)
         return min(found) if found else None
+
+
+class TypicalInputs(Inputs):
+    """Inputs as a model meets them, to time a kernel with: no slot is nobody's, sequences are as long as their caches hold, and rows are
+    shared out among experts as independent choices would.
+
+    Args:
+        function: a kernel's.
+        sizes: the typical ones of a version.
+        seed: of the draw.
+    """
+
+    def __init__(self, function: Function, sizes: Mapping[str, int], seed: int = 0) -> None:
+        super().__init__(function.body, dict(sizes), seed, one_each=_decodes(function))
+
+    def role(self, arg: Value, user: Op, count: int) -> torch.Tensor | None:
+        if isinstance(user, SegmentMatMul) and user.offsets is arg:
+            return self.choices(count - 1, self.env.size(user.x.shape[0]))
+        return super().role(arg, user, count)
+
+    def choices(self, experts: int, rows: int) -> torch.Tensor:
+        """Offsets of rows that chose an expert each."""
+        chosen = torch.randint(0, experts, (rows,), generator=self.generator)
+        return torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(chosen, minlength=experts).cumsum(0)])
+
+    def slots(self, user: Op, count: int) -> torch.Tensor:
+        return torch.arange(count)
+
+    def positions(self, user: Attention, count: int) -> torch.Tensor:
+        """The last that the cache has room for."""
+        segments = self.env.size(user.slots.shape[0])
+        cuts = self.offsets(segments, user.q.shape[0]).tolist()
+        longest = self.env.size(user.cache.shape[0])
+        return torch.cat([torch.arange(longest - (stop - start), longest) for start, stop in pairwise(cuts)])

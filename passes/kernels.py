@@ -32,9 +32,12 @@ class OutlineKernels(Pass):
                 if key not in known:
                     count[op.family] += 1
                     known[key] = f"{op.family}_{count[op.family]}"
-                    chosen = {n: getattr(op, n) for n in ("implementation", "seconds", "workspace", "lost")}
+                    chosen = {n: getattr(op, n) for n in ("implementation", "seconds", "workspace", "lost", "measured")}
                     notes = {"family": op.family} | {k: v for k, v in chosen.items() if v}
                     module.add(Function(known[key], op.body.clone(), **notes))
+                elif op.measured:  # at the sizes of another version
+                    notes = module.functions[known[key]].notes
+                    notes["measured"] = tuple(dict.fromkeys((*notes.get("measured", ()), *op.measured)))
                 launch = Launch(op.arguments, known[key], tuple(r.type for r in op.results))
                 Builder(function.body, before=op, scope=op.scope).insert(launch)
                 for old, new in zip(op.results, launch.results, strict=True):

@@ -7,11 +7,12 @@ import re
 
 from ringc.errors import PassError, did_you_mean
 from ringc.passes.framework import Pass
+from ringc.passes.record import Record
 from ringc.passes.registry import pass_class
 
 
-def default_pipeline() -> list[Pass]:
-    """What `ringc compile` runs, in order."""
+def default_pipeline(record: Record | None = None) -> list[Pass]:
+    """What `ringc compile` runs, in order; with a tuning record, `select` goes by it."""
     names = [
         "canonicalize",  # one spelling for each idea, so that what follows has fewer cases
         "cse",  # the layers compute the same masks and positions: say them once
@@ -22,12 +23,13 @@ def default_pipeline() -> list[Pass]:
         "fuse",  # regions around products, attention, routing; the rest into row kernels
         "prologues",  # row work in front of few rows: in the kernel that reads it, or apart
         "library",  # a fusion that competes with a library call stands beside it: never below the library
-        "select",  # among alternatives and configurations, by the cost model
+        "select",  # among alternatives and configurations, by the tuning record, else by the cost model
         "layout",  # what was selected decides how the weights are stored: written as the `prepare` function
         "kernels",  # equal regions become one kernel
         "memory",  # liveness, one arena, states in place
     ]
-    return [pass_class(n)() for n in names]
+    options: dict[str, dict[str, object]] = {"select": {"record": record}} if record is not None else {}
+    return [pass_class(n)(**options.get(n, {})) for n in names]
 
 
 _STEP = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")

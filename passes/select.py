@@ -1,66 +1,103 @@
-"""Select: give every region its implementation, a template and its configuration: the cheapest legal one for the rows that it serves.
+"""Select: give every region its implementation, a template and its configuration: the fastest legal one for the rows that it serves.
 
-Where several ways are open (`alternatives`), each is priced with its own cheapest implementations, and the cheapest way stays. What lost
-is noted with what won, for `ringc explain`.
+How fast one is, the tuning record says, else the cost model. A region is settled by the record where each of its legal candidates has an
+entry for the typical sizes of the version, and by the model otherwise: a measured time is never compared with a predicted one.
+
+Where several ways are open (`alternatives`), each is priced with its own best implementations, and the cheapest way stays: by measured
+times where the record settles all parts of all legal ways, else by predicted ones, as if there were no record. What lost is noted with
+what won, for `ringc explain`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import sympy
 
 from ringc.errors import CodegenError
 from ringc.ir.builder import Builder
-from ringc.ir.core import Block, Function, Module
+from ringc.ir.core import Function, Module
 from ringc.ir.ops.call import Alternatives, Fused
+from ringc.passes.choices import Regions, service, sizes_of
 from ringc.passes.framework import Pass
-from ringc.passes.schedules.candidates import candidates, typical_sizes
+from ringc.passes.record import Record, Sizes, load_record, sizes_text
+from ringc.passes.schedules.candidates import typical_sizes
 from ringc.passes.schedules.model import Candidate, Rows, at
 from ringc.passes.target import Target
 
 
 @dataclass(frozen=True)
 class Select(Pass):
-    """Choose among the candidates of every region by predicted time at the typical sizes of its version."""
+    """Choose among the candidates of every region by measured or predicted time at the typical sizes of its version."""
 
     name = "select"
+    record: str | Record = ""
 
     def apply(self, module: Module, target: Target) -> None:
-        # Layers of one kind in several versions are equal: costs are worked out once.
-        known: dict[tuple[str, Rows, str], list[Candidate]] = {}
+        record = load_record(self.record, target.name) if self.record and isinstance(self.record, str) else self.record
+        chooser = _Chooser(Regions(target), record or Record(target.name, ""))
         for function in module.functions.values():
-            _Chooser(function, target, known).run()
+            chooser.run(function)
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The candidates of a region, the best legal one first; which is the best by the model alone; the seconds of the legal ones where the
+    record has them all.
+    """
+
+    candidates: list[Candidate]
+    by_model: Candidate
+    measured: dict[str, float]
+    sizes: Sizes
+
+    @property
+    def best(self) -> Candidate:
+        return self.candidates[0]
+
+
+@dataclass(frozen=True)
+class _Price:
+    """A way as one candidate, the sum of its regions' best, and its seconds: measured ones or predicted ones."""
+
+    way: Candidate
+    seconds: float
 
 
 @dataclass
 class _Chooser:
-    """Chooses for one function."""
+    """Chooses, one function after the other."""
 
-    function: Function
-    target: Target
-    known: dict[tuple[str, Rows, str], list[Candidate]]
-    rows: Rows = field(init=False)
-    serves: str = field(init=False)
+    regions: Regions
+    record: Record
+    known: dict[tuple[str, Rows, str], _Ranking] = field(default_factory=dict)
+    function: Function = field(init=False)
 
-    def __post_init__(self) -> None:
-        notes = self.function.notes
-        self.rows, self.serves = notes.get("rows", (1, 0)), notes.get("serves", "prefill")
-        self.sizes = typical_sizes(self.rows, self.serves)
-
-    def run(self) -> None:
-        for op in list(self.function.body.ops):
+    def run(self, function: Function) -> None:
+        self.function = function
+        for op in list(function.body.ops):
             if isinstance(op, Alternatives):
                 self.settle(op)
             elif isinstance(op, Fused):
                 self.configure(op)
 
-    def ranked(self, op: Fused) -> list[Candidate]:
-        """The candidates of a region, the cheapest legal one first."""
-        key = (op.family + op.body.structural_hash(), self.rows, self.serves)
+    def predicted(self, candidate: Candidate) -> float:
+        return at(candidate.seconds, typical_sizes(*service(self.function)))
+
+    def ranked(self, op: Fused) -> _Ranking:
+        region = self.regions.of(op, self.function)
+        # Layers of one kind in several versions are equal: costs are worked out once.
+        key = (region.key, region.rows, region.serves)
         if key not in self.known:
-            found = candidates(op.family, op.body, self.rows, self.target)
-            self.known[key] = sorted(found, key=lambda c: (bool(c.illegal), at(c.seconds, self.sizes)))
+            legal = [c.implementation for c in region.legal]
+            measured = self.record.times(region.key, region.sizes, legal)
+            if len(measured) < len(legal):
+                measured = {}
+
+            by_model = sorted(region.candidates, key=lambda c: (bool(c.illegal), self.predicted(c)))
+            found = sorted(by_model, key=lambda c: measured.get(c.implementation, math.inf))
+            self.known[key] = _Ranking(found, by_model[0], measured, region.sizes)
         return self.known[key]
 
     def configure(self, op: Fused) -> None:
@@ -69,17 +106,24 @@ class _Chooser:
         Raises:
             CodegenError: all candidates are illegal.
         """
-        best, *others = self.ranked(op)
+        ranking = self.ranked(op)
+        best, *others = ranking.candidates
         if best.illegal:
             reasons = "; ".join(c.illegal for c in (best, *others))
-            raise CodegenError(f"no {op.family} kernel is legal on {self.target.name}: {reasons}")
+            raise CodegenError(f"no {op.family} kernel is legal on {self.regions.target.name}: {reasons}")
         op.implementation, op.seconds, op.workspace = best.implementation, str(best.seconds), best.workspace
         op.lost = tuple((c.implementation, str(c.seconds), c.illegal, op.seconds) for c in others)
+        op.measured = tuple(
+            (sizes_text(ranking.sizes), name, _text(seconds), _text(ranking.measured[best.implementation]))
+            for name, seconds in sorted(ranking.measured.items(), key=lambda item: item[1])
+        )
 
     def settle(self, op: Alternatives) -> None:
         """Put the cheapest legal way in the place of the choice."""
-        prices = [self.price(label, way) for label, way in zip(op.labels, op.ways, strict=True)]
-        best = min(range(len(prices)), key=lambda i: (bool(prices[i].illegal), at(prices[i].seconds, self.sizes)))
+        rankings = [[self.ranked(inner) for inner in way.ops if isinstance(inner, Fused)] for way in op.ways]
+        by_record = all(r.measured for way in rankings if not _illegal(way) for r in way)
+        prices = [self.price(label, way, by_record) for label, way in zip(op.labels, rankings, strict=True)]
+        best = min(range(len(prices)), key=lambda i: (bool(prices[i].way.illegal), prices[i].seconds))
         body, way = self.function.body, op.ways[best]
         build = Builder(body, before=op, scope=op.scope)
         mapping = dict(zip(way.args, op.arguments, strict=True))
@@ -90,16 +134,35 @@ class _Chooser:
             if isinstance(copy, Fused):  # else it is a view between regions
                 self.configure(copy)
                 made.append(copy)
-        won, others = prices[best], (p for p in prices if p is not prices[best])
-        made[0].lost += tuple((p.implementation, str(p.seconds), p.illegal, str(won.seconds)) for p in others)
+        won, others = prices[best], [p for p in prices if p is not prices[best]]
+        made[0].lost += tuple(
+            (p.way.implementation, str(p.way.seconds), p.way.illegal, str(won.way.seconds)) for p in others
+        )
+        if by_record:
+            sizes = sizes_text(sizes_of(way, *service(self.function)))
+            legal = [p for p in others if not p.way.illegal]
+            made[0].measured += tuple(
+                (sizes, p.way.implementation, _text(p.seconds), _text(won.seconds)) for p in legal
+            )
         for old, output in zip(op.results, way.outputs, strict=True):
             mapping[output].name = old.name
             body.replace_uses(old, mapping[output])
         body.erase(op)
 
-    def price(self, label: str, way: Block) -> Candidate:
-        """A whole way as one candidate: the sum of its regions' cheapest."""
-        best = [self.ranked(op)[0] for op in way.ops if isinstance(op, Fused)]
-        illegal = next((c.illegal for c in best if c.illegal), "")
-        seconds = sympy.Add(*(c.seconds for c in best))
-        return Candidate(f"{label}: {' + '.join(c.implementation for c in best)}", seconds, illegal)
+    def price(self, label: str, way: list[_Ranking], by_record: bool) -> _Price:
+        """What a way costs; by the model, each of its regions is what the model would make of it."""
+        best = [r.best if by_record else r.by_model for r in way]
+        name = f"{label}: {' + '.join(c.implementation for c in best)}"
+        whole = Candidate(name, sympy.Add(*(c.seconds for c in best)), _illegal(way))
+        if by_record and not whole.illegal:
+            return _Price(whole, sum(r.measured[r.best.implementation] for r in way))
+        return _Price(whole, self.predicted(whole))
+
+
+def _illegal(way: list[_Ranking]) -> str:
+    """Why a way may not be taken, if so: it has a region without a legal candidate."""
+    return next((r.best.illegal for r in way if r.best.illegal), "")
+
+
+def _text(seconds: float) -> str:
+    return f"{seconds:.4g}"

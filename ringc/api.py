@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ringc.codegen.compile import Compiled, Description, Progress
     from ringc.model_defs.spec import Spec
+    from ringc.runtime.tune import Tuned
 
 
 def compile(  # noqa: A001 - as in `ringc.compile`
@@ -18,6 +19,7 @@ def compile(  # noqa: A001 - as in `ringc.compile`
     dump_all: bool = False,
     force: bool = False,
     use_cache: bool = True,
+    record: str | Path | None = None,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Compiled:
     """Compile a spec into an artifact.
@@ -29,10 +31,12 @@ def compile(  # noqa: A001 - as in `ringc.compile`
         dump_all: keep the module's text after each pass, in `graph/`.
         force: replace an artifact of another model.
         use_cache: take kernels from the cache and put them there.
+        record: a tuning record, by which implementations are chosen; else the cost model chooses.
         progress: told what is being done, how much of it is done, and how much there is.
 
     Raises:
         SpecError: the spec is wrong, or asks for what can't be compiled yet.
+        RecordError: the tuning record can't be used.
         ArtifactError: the folder can't be written.
         ToolchainError: a tool of the target is missing.
     """
@@ -42,11 +46,13 @@ def compile(  # noqa: A001 - as in `ringc.compile`
     from ringc.model_defs import load_spec
     from ringc.model_defs.lower import lower
     from ringc.passes.pipeline import default_pipeline
+    from ringc.passes.record import load_record
     from ringc.passes.target import target as find_target
 
     chosen = find_target(target)
     loaded = load_spec(spec) if isinstance(spec, str | Path) else spec
     check_target(Path(folder), loaded.name, force=force)
+    tuned = load_record(record, chosen.name) if record is not None else None
     progress("lower", 0, 1)
     module = lower(loaded, chosen.storage)
     progress("lower", 1, 1)
@@ -55,12 +61,54 @@ def compile(  # noqa: A001 - as in `ringc.compile`
         chosen,
         Path(folder),
         describe(loaded),
-        default_pipeline(),
+        default_pipeline(tuned),
         dump_all=dump_all,
         force=force,
         cache=Cache() if use_cache else None,
+        record=tuned,
         progress=progress,
     )
+
+
+def tune(
+    spec: str | Path | Spec,
+    record: str | Path,
+    *,
+    target: str = "cpu",
+    entry: str | None = None,
+    use_cache: bool = True,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> list[Tuned]:
+    """Measure what `compile` chooses among, on this machine, into a tuning record.
+
+    Args:
+        spec: a preset's name, a YAML file, or a loaded spec.
+        record: the file; entries of the same regions in it are replaced, others kept.
+        target: `cpu` (TVM), `sm_80`, `sm_90` or `sm_100`; it must be one that runs here.
+        entry: measure what this entry point needs alone, `prefill` or `decode`.
+        use_cache: take kernels from the cache and put them there.
+        progress: told what is being done, how much of it is done, and how much there is.
+
+    Raises:
+        SpecError: the spec is wrong, or asks for what can't be compiled yet.
+        RecordError: the file is no record, is of another target or device, or can't be written.
+        ToolchainError: the target doesn't run here.
+        UsageError: there is nothing to choose, or no such entry point.
+    """
+    from ringc.codegen.cache import Cache
+    from ringc.model_defs import load_spec
+    from ringc.model_defs.lower import lower
+    from ringc.passes.target import target as find_target
+    from ringc.runtime.tune import check_runs_here, tune_module
+
+    chosen = find_target(target)
+    check_runs_here(chosen)
+    loaded = load_spec(spec) if isinstance(spec, str | Path) else spec
+    progress("lower", 0, 1)
+    module = lower(loaded, chosen.storage)
+    progress("lower", 1, 1)
+    cache = Cache() if use_cache else None
+    return tune_module(module, chosen, Path(record), entry=entry, cache=cache, progress=progress)
 
 
 def describe(spec: Spec) -> Description:

@@ -140,3 +140,9 @@ class ToolchainError(RingcError):
     """A package, compiler or device that the request needs is missing or of a known-bad version."""
 
     code = "RC0800"
+
+
+class RecordError(RingcError):
+    """A tuning record is damaged, of another format version, target or device, or can't be written."""
+
+    code = "RC0900"

@@ -63,7 +63,8 @@ class Fused(RegionOp):
     `implementation` is what `select` chose: a template and its configuration, as in `tvm.matmul{rows=8,block=32}`; `seconds` is its
     predicted time as an expression of the sizes, `workspace` the memory that its kernel wants beside the outputs. `lost` holds what was
     not chosen: implementation, predicted time, why it is illegal, if so, and the time that won (that of several kernels, where a whole way
-    of `alternatives` lost).
+    of `alternatives` lost). `measured` holds what a tuning record says of the chosen and the others, where it settled the choice: sizes,
+    implementation or way, measured seconds, and those of what won.
     A state that the body writes is given back as a result and updated in place.
     """
 
@@ -74,6 +75,7 @@ class Fused(RegionOp):
     seconds: str = attr(default="")
     workspace: tuple[TensorType, ...] = attr(default=())
     lost: tuple[tuple[str, str, str, str], ...] = attr(default=())
+    measured: tuple[tuple[str, str, str, str], ...] = attr(default=())
 
     @property
     def effect(self) -> Effect:  # type: ignore[override]

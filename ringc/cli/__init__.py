@@ -24,6 +24,7 @@ from ringc.cli import (
     presets,
     run,
     schema,
+    tune,
 )
 from ringc.errors import RingcError, UsageError, reason
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 
 app.command("compile")(compile_.compile_spec)
+app.command("tune")(tune.tune)
 app.command("run")(run.run)
 app.command("inspect")(inspect_.inspect_artifact)
 app.command("check")(check.check)

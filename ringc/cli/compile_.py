@@ -26,6 +26,10 @@ def compile_spec(
     ] = "last",
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact of another model.")] = False,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Use the cache of built kernels.")] = True,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Choose kernels by what `ringc tune` measured.", show_default=False, readable=False),
+    ] = None,
 ) -> None:
     """Compile a spec into an artifact.
 
@@ -40,7 +44,14 @@ def compile_spec(
     began = time.perf_counter()
     with bar() as progress:
         compiled = api.compile(
-            spec, output, target=target, dump_all=dump == "all", force=force, use_cache=cache, progress=progress
+            spec,
+            output,
+            target=target,
+            dump_all=dump == "all",
+            force=force,
+            use_cache=cache,
+            record=record,
+            progress=progress,
         )
     _summary(compiled, time.perf_counter() - began)
     _warn(compiled.manifest["target"].get("arch"))
@@ -75,6 +86,9 @@ def _summary(compiled: Compiled, seconds: float) -> None:
         ("artifact", f"{compiled.folder} ({size(compiled.bytes)})"),
         ("time", f"{duration(seconds)}, {duration(compiled.passes.total)} of it in passes"),
     ]
+    if "record" in manifest:
+        known = f"times of {compiled.measured} of {len(manifest['kernels'])} kernels"
+        rows.insert(-2, ("record", f"{known}, measured on {manifest['record']['device']}"))
     table(f"compiled {manifest['name']}", ("", ""), rows, left=2)
     versions_table("versions", manifest)
     out(f"run it with: ringc run {compiled.folder} --weights random:0 --prompt 'Hello'")

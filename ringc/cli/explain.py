@@ -22,7 +22,7 @@ def explain(
 
     Shows the versions of each entry point, the crossovers, what each form costs, what lost and why.
     """
-    from ringc.cli.console import bar, table
+    from ringc.cli.console import bar, out, table
     from ringc.errors import UsageError
 
     if what != "schedule":
@@ -36,8 +36,10 @@ def explain(
         candidates = _candidates(module)
     _versions(opened, module)
     _forms(module)
-    columns = ("kernel", "implementation", "at", "predicted", "")
+    columns = ("kernel", "implementation", "at", "predicted", "measured", "")
     table("candidates of each kernel", columns, candidates, left=3)
+    if "record" in opened.manifest:
+        out(f"measured by the tuning record of {opened.manifest['record']['device']}")
 
 
 def _versions(artifact: Artifact, module: Module) -> None:
@@ -71,27 +73,53 @@ def _forms(module: Module) -> None:
         out(f"  {name}: {illegal or seconds}")
 
 
-def _candidates(module: Module) -> list[tuple[str, str, str, str, str]]:
-    """The candidates of every kernel at the typical sizes of a version that launches it."""
-    from ringc.cli.console import duration
+def _candidates(module: Module) -> list[tuple[str, ...]]:
+    """The candidates of every kernel: at the sizes at which they were measured, else at the typical ones of a version that launches it."""
     from ringc.passes.schedules.candidates import typical_sizes
+
+    rows: list[tuple[str, ...]] = []
+    for function in module.functions.values():
+        if "family" in function.notes:
+            typical = typical_sizes(*_service(function))
+            found = _measured(function, typical) or _predicted(function, typical)
+            rows += [(function.name if i == 0 else "", *row) for i, row in enumerate(found)]
+    return rows
+
+
+def _predicted(function: Function, sizes: dict[str, int]) -> list[tuple[str, ...]]:
+    """Rows of a kernel that was chosen by the cost model."""
+    from ringc.cli.console import duration
     from ringc.passes.schedules.predict import seconds_at
 
-    rows = []
-    for function in module.functions.values():
-        if "family" not in function.notes:
-            continue
-        notes = function.notes
-        sizes = typical_sizes(*_service(function))
-        where = ", ".join(f"{k}={v}" for k, v in sizes.items() if k in "NB")
-        best = seconds_at(notes["seconds"], sizes)
-        rows.append((function.name, notes["implementation"], where, duration(best), "chosen"))
-        lost = [
-            (name, *(seconds_at(t, sizes) for t in (own, won)), why) for name, own, why, won in notes.get("lost", ())
-        ]
-        for name, own, won, why in sorted(lost, key=lambda c: c[1]):
-            rows.append(("", name, where, duration(own), why or f"{own / won:.2f}x the time of what won"))
+    notes = function.notes
+    where = ", ".join(f"{k}={v}" for k, v in sizes.items() if k in "NB")
+    rows: list[tuple[str, ...]] = []
+    rows.append((notes["implementation"], where, duration(seconds_at(notes["seconds"], sizes)), "", "chosen"))
+    lost = [(name, *(seconds_at(t, sizes) for t in (own, won)), why) for name, own, why, won in notes.get("lost", ())]
+    for name, own, won, why in sorted(lost, key=lambda c: c[1]):
+        rows.append((name, where, duration(own), "", why or f"{own / won:.2f}x the time of what won"))
     return rows
+
+
+def _measured(function: Function, typical: dict[str, int]) -> list[tuple[str, ...]]:
+    """Rows of a kernel that was chosen by a tuning record, for each of the sizes that it was chosen for; none of another kernel."""
+    from ringc.cli.console import duration
+    from ringc.passes.schedules.predict import seconds_at
+
+    notes = function.notes
+    costs = {name: (own, why) for name, own, why, _ in notes.get("lost", ())}
+    costs[notes["implementation"]] = (notes["seconds"], "")
+    found = notes.get("measured", ())
+    rows: list[tuple[str, ...]] = []
+    for where in dict.fromkeys(sizes for sizes, *_ in found):
+        sizes = typical | {k: int(v) for k, _, v in (part.partition("=") for part in where.split(", ") if part)}
+        for _, name, own, won in sorted((f for f in found if f[0] == where), key=lambda f: float(f[2])):
+            predicted = duration(seconds_at(costs[name][0], sizes)) if name in costs else ""
+            chosen = name == notes["implementation"]
+            verdict = "chosen" if chosen else f"{float(own) / float(won):.2f}x the time of what won"
+            rows.append((name, where, predicted, duration(float(own)), verdict))
+    illegal: list[tuple[str, ...]] = [(name, "", "", "", why) for name, (_, why) in costs.items() if why]
+    return rows + illegal if rows else []
 
 
 def _service(function: Function) -> tuple[tuple[int, int], str]:

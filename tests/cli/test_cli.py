@@ -27,7 +27,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-VERBS = ("compile", "run", "inspect", "check", "explain", "opt", "import", "presets", "schema", "doctor", "cache")
+VERBS = (
+    "compile",
+    "tune",
+    "run",
+    "inspect",
+    "check",
+    "explain",
+    "opt",
+    "import",
+    "presets",
+    "schema",
+    "doctor",
+    "cache",
+)
 
 
 def test_help_is_quick() -> None:

@@ -153,6 +153,71 @@ def test_where_no_artifact_can_be(here: Here, folder: Path, name: str) -> None:
     assert contents(folder) == before
 
 
+# ---------------------------------------------------------------- tuning records
+
+ENTRY = {"region": "row 1", "what": "mul", "sizes": {"N": 8}, "implementation": "torch.eager", "seconds": 1e-6}
+
+
+def _record(*entries: object, **head: object) -> str:
+    return json.dumps({"format_version": 1, "target": "torch", "device": "this", "entries": entries, **head})
+
+
+RECORDS: list[tuple[str, str | bytes, str, str]] = [
+    ("empty", "", "the tuning record is no JSON", ":1:1"),
+    ("no JSON", '{\n"format_version": 1,,}', "the tuning record is no JSON", ":2:21"),
+    ("binary", b"\xff\xfe\0", "can't be read: it is no UTF-8 text", ""),
+    ("nested deeply", DEEP, "can't be read: it is nested too deeply", ""),
+    ("huge number", '{"format_version": ' + "9" * 5000 + "}", "can't be read", ""),
+    ("a list", "[]", "the file is no tuning record", ""),
+    ("something else", "{}", "the file is no tuning record", ""),
+    ("another format version", _record(format_version=2), "has format version 2", ""),
+    ("format version of a wrong type", _record(format_version=True), "has format version True", ""),
+    ("without a device", json.dumps({"format_version": 1, "target": "torch", "entries": []}), "lacks 'device'", ""),
+    ("another target", _record(target="sm_90"), "is of target sm_90, and this is target torch", ""),
+    ("unknown key", _record(speed=1), "has an unknown key 'speed'", ""),
+    ("entries of a wrong type", _record(entries={}), "has a 'entries' of the wrong type", ""),
+    ("entry that is none", _record(ENTRY, 3), "entry 2 of the tuning record is no object", ""),
+    ("entry without sizes", _record({"region": "row 1", "what": ""}), "entry 1 of the tuning record (row 1) lacks 'sizes'", ""),
+    ("unknown key in an entry", _record({**ENTRY, "unit": "s"}), "(torch.eager of row 1) has an unknown key 'unit'", ""),
+    ("region of a wrong type", _record({**ENTRY, "region": 1}), "entry 1 of the tuning record (torch.eager) has a 'region'", ""),
+    ("time of a wrong type", _record({**ENTRY, "seconds": "1"}), "has a 'seconds' of the wrong type", ""),
+    ("true for a time", _record({**ENTRY, "seconds": True}), "took True seconds", ""),
+    ("no time", _record({**ENTRY, "seconds": 0}), "took 0 seconds", ""),
+    ("NaN", _record({**ENTRY, "seconds": float("nan")}), "took nan seconds", ""),
+    ("infinite", _record({**ENTRY, "seconds": float("inf")}), "took inf seconds", ""),
+    ("time of 400 digits", _record({**ENTRY, "seconds": 10**400}), "seconds, which is no time", ""),
+    ("size of a wrong type", _record({**ENTRY, "sizes": {"N": 8.5}}), "has the size N = 8.5", ""),
+    ("negative size", _record({**ENTRY, "sizes": {"N": -8}}), "has the size N = -8", ""),
+    ("entry given twice", _record(ENTRY, ENTRY), "entry 2 of the tuning record (torch.eager of row 1) is there twice", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message", "place"), [r[1:] for r in RECORDS], ids=[r[0] for r in RECORDS])
+def test_tuning_records(here: Here, folder: Path, text: str | bytes, message: str, place: str) -> None:
+    record = folder / "record.json"
+    record.write_bytes(text.encode() if isinstance(text, str) else text)
+    before = contents(folder)
+    done = here("compile", "ring-tiny", "-o", folder / "out", "--target", "torch", "--record", record)
+    check(done, message, f"{record}{place}")
+    assert contents(folder) == before
+
+
+def test_the_record_that_the_mistakes_start_from_is_right(here: Here, folder: Path) -> None:
+    (folder / "record.json").write_text(_record(ENTRY, {**ENTRY, "sizes": {}}))
+    record = folder / "record.json"
+    done = here("compile", "ring-tiny", "-o", folder / "out", "--target", "torch", "--record", record)
+    assert done.returncode == 0, done.stderr
+    assert "times of 0 of" in done.stdout
+
+
+@needs_tvm
+@pytest.mark.parametrize(("name", "message"), [("", "is a directory"), ("none/record.json", "no such file")])
+def test_where_no_record_can_be(here: Here, folder: Path, name: str, message: str) -> None:
+    before = contents(folder)
+    check(here("tune", "ring-tiny", "-o", folder / name), message, str(folder / name))
+    assert contents(folder) == before
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -465,6 +530,9 @@ USAGE: list[tuple[list[str], str]] = [
     (["compile", "ring-tiny", "-o", "{tmp}/a", "--target", "sm_91"], "no target 'sm_91'"),
     (["compile", "ring-tiny", "-o", "{tmp}/a", "--dump", "some"], "no dump 'some'"),
     (["compile", "{tmp}/none.yaml", "-o", "{tmp}/a"], "no such file"),
+    (["compile", "ring-tiny", "-o", "{tmp}/a", "--record", "{tmp}/none"], "can't be read: no such file"),
+    (["tune", "ring-tiny", "-o", "{tmp}/a", "--target", "torch"], "nothing to tune for target torch"),
+    (["tune", "ring-tiny", "-o", "{tmp}/a", "--target", "sm_91"], "no target 'sm_91'"),
     (["compile", "{tmp}", "-o", "{tmp}/a"], "is a folder"),
     (["compile", "{tmp}/loop", "-o", "{tmp}/a"], "symbolic links"),
     (["run", "{tmp}/a", *RANDOM, "--prompt", "x"], "no such folder"),

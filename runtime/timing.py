@@ -1,0 +1,103 @@
+"""How long a launch takes: repeated on this machine's CPU or GPU, with weights that come from memory as they do in a model.
+
+Between two launches of a kernel a model reads the weights of its other layers. So a CPU takes turns at several copies of the tensors, as
+many as a model has layers, or fewer where they are large; on a GPU the second-level cache is overwritten before each launch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ringc.runtime.blocks import zeros
+
+COPIES = 16
+"""Copies of a kernel's tensors that a CPU takes turns at, at most."""
+
+COPIED = 64 << 20
+"""Bytes of all copies, at most, unless one has more: what caches of a CPU don't hold."""
+
+FLUSHED = 256 << 20
+"""Bytes that are written to empty a GPU's second-level cache."""
+
+Bind = Callable[[Sequence[torch.Tensor]], Callable[[], None]]
+"""Makes a launch on tensors that stay where they are."""
+
+
+class Timer:
+    """Times a launch again and again; the first one warms up, and counts only where there is no time for another.
+
+    Args:
+        once: launches, and says how many seconds that took.
+    """
+
+    def __init__(self, once: Callable[[], float]) -> None:
+        self._once = once
+        self._first = once()
+        self._times: list[float] = []
+        self._spent = self._first
+
+    def spend(self, seconds: float) -> None:
+        """Launch until so much time has been spent in all."""
+        while self._spent < seconds:
+            start = time.perf_counter()
+            self._times.append(self._once())
+            self._spent += time.perf_counter() - start
+
+    @property
+    def median(self) -> float:
+        """Seconds of a launch."""
+        return statistics.median(self._times or [self._first])
+
+
+def timer(bind: Bind, tensors: Sequence[torch.Tensor]) -> Timer:
+    """The timer of a kernel, for where its tensors live."""
+    return Timer(_on_gpu(bind(tensors)) if any(t.is_cuda for t in tensors) else _on_cpu(bind, tensors))
+
+
+def _on_cpu(bind: Bind, tensors: Sequence[torch.Tensor]) -> Callable[[], float]:
+    """By the wall clock."""
+    count = min(COPIES, COPIED // max(1, sum(t.nbytes for t in tensors)))
+    copies = [tensors]
+    if count > 1:
+        shapes = {f"{i} {k}": (t.shape, t.dtype) for i in range(count) for k, t in enumerate(tensors)}
+        memory = iter(zeros(shapes, torch.device("cpu")).values())
+        copies = [[next(memory).copy_(t) for t in tensors] for _ in range(count)]
+    calls = [bind(copy) for copy in copies]
+    done = 0
+
+    def once() -> float:
+        nonlocal done
+        call = calls[done % len(calls)]
+        done += 1
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return once
+
+
+def _on_gpu(call: Callable[[], None]) -> Callable[[], float]:
+    """By events around a CUDA graph, so that what the host takes for a launch doesn't count."""
+    call()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    flushed = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
+    event: Callable[..., Any] = torch.cuda.Event
+
+    def once() -> float:
+        flushed.zero_()
+        start, stop = event(enable_timing=True), event(enable_timing=True)
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        return float(start.elapsed_time(stop)) / 1e3
+
+    return once
