@@ -77,11 +77,10 @@ class Script:
         """See `Writer.block`."""
         return self.out.block(head)
 
-    def scratch(self, name: str, shape: Sequence[int], dtype: str = "float32", *, stack: bool = False) -> None:
-        """Memory of a task. Under 1 KiB it is on the stack, or in registers where its indices are constants; `stack` puts more there."""
-        note = ', annotations={"disable_lower_builtin": True}' if stack else ""
+    def scratch(self, name: str, shape: Sequence[int], dtype: str = "float32") -> None:
+        """Memory of a task. Under 1 KiB it is on the stack, or in registers where its indices are constants."""
         axes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        self.out(f'{name} = T.alloc_buffer(({axes}), "{dtype}", scope="global"{note})')
+        self.out(f'{name} = T.alloc_buffer(({axes}), "{dtype}", scope="global")')
 
     def vectors(self, width: int, *statements: str, unroll: bool = True) -> None:
         """Statements on each of `width` columns, `@` in their text; the lane is `l`.
