@@ -10,7 +10,8 @@ from functools import cached_property
 
 import torch
 
-from ringc.codegen.check import Compared, check_kernel
+from ringc.codegen.check import check_kernel
+from ringc.codegen.compare import Compared
 from ringc.codegen.inputs import check_sizes
 from ringc.codegen.kernel import kernel_of
 from ringc.errors import ArtifactError, Place
