@@ -61,4 +61,5 @@ def _copy(module: Module, entry: Function, version: Version, schedule: Schedule)
         form=version.form,
         switch=schedule.switch,
         forms=schedule.costs,
+        crossovers=tuple((c.regime, c.rows, c.why, c.first, c.second) for c in schedule.crossovers),
     )

@@ -11,11 +11,22 @@ from typing import Any, Protocol
 
 import torch
 
+from ringc.codegen.artifact import MANIFEST
 from ringc.errors import ArtifactError, Place
 from ringc.runtime.artifact import Artifact
+from ringc.runtime.manifest import contradiction
+from ringc.runtime.names import TORCH_NAMES
+from ringc.runtime.signature import read_signature
 
 Launcher = Callable[..., None]
 """`launch(*inputs, *outputs, *workspaces)` on tensors."""
+
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, known) for name, known in TORCH_NAMES.items()}
+"""Element types by the names that manifests and programs use."""
+
+Shape = tuple[tuple[int, ...], torch.dtype]
+"""Shape and element type of a tensor in memory."""
 
 
 class Loader(Protocol):
@@ -139,6 +150,22 @@ class Kernels:
             else:
                 self._launchers[name] = self.loader(str(entry["backend"])).load(self.artifact, name, entry)
         return self._launchers[name]
+
+    def wanted(self, name: str, sizes: Mapping[str, int]) -> list[Shape]:
+        """What a launch of a kernel takes, where the symbols have these values: inputs, outputs, workspaces.
+
+        Raises:
+            ArtifactError: there is no such kernel.
+        """
+        if name not in self.artifact.kernels:
+            raise self.contradiction(f"the program launches the kernel {name}, which there isn't")
+        entry = self.artifact.kernels[name]
+        types = [read_signature(t) for t in (*entry["inputs"], *entry["outputs"], *entry["workspace"])]
+        return [(t.shape(sizes), DTYPES[t.dtype]) for t in types if t is not None]
+
+    def contradiction(self, what: str) -> ArtifactError:
+        """The error about an artifact whose manifest says something else than its program."""
+        return contradiction(what, Place(self.artifact.path(MANIFEST)))
 
     def experts(self, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Those tensors of a launch in which a routing kernel puts the experts: its only integers. None of another kernel."""

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ringc.errors import ArtifactError, RunError
+from ringc.runtime.backends import DTYPES
 from ringc.runtime.blocks import zeros
-from ringc.runtime.execute import DTYPES, Bound
+from ringc.runtime.execute import Bound
 from ringc.runtime.memory import check_memory
 
 KEPT = 16

@@ -10,10 +10,12 @@ from functools import cached_property
 
 import torch
 
-from ringc.codegen.check import Compared, check_kernel
+from ringc.codegen.artifact import MANIFEST
+from ringc.codegen.check import check_kernel
+from ringc.codegen.compare import Compared
 from ringc.codegen.inputs import check_sizes
 from ringc.codegen.kernel import kernel_of
-from ringc.errors import ArtifactError, Place
+from ringc.errors import Place
 from ringc.ir.core import Module
 from ringc.ir.interpret import run
 from ringc.ir.replay import Replay
@@ -24,6 +26,7 @@ from ringc.passes.pipeline import parse_pipeline
 from ringc.passes.target import target as target_of
 from ringc.runtime.artifact import Artifact
 from ringc.runtime.backends import Kernels
+from ringc.runtime.manifest import contradiction
 from ringc.runtime.memory import check_memory
 from ringc.runtime.model import Model
 from ringc.runtime.weights import Weights
@@ -58,19 +61,22 @@ def check_kernels(
     """Every kernel of an artifact on random inputs at reduced sizes and at large ones, with poisoned outputs.
 
     Raises:
-        ArtifactError: the module's text lacks a kernel.
+        ArtifactError: the module's text lacks a kernel, or has another one of its name.
     """
     module = read_module(artifact, "module")
     kernels = Kernels(artifact)
     found: list[tuple[str, list[Compared]]] = []
-    for name in artifact.kernels:
+    for name, entry in artifact.kernels.items():
         progress("kernels", len(found), len(artifact.kernels))
-        if name not in module.functions:
-            raise ArtifactError(
-                f"the kernel {name} is not in {artifact.manifest['module']}", place=Place(artifact.folder)
-            )
         function = module.functions[name]
         kernel, launch = kernel_of(function), kernels[name]
+        meant = [
+            [str(a.type) for a in function.body.args],
+            list(map(str, kernel.outputs)),
+            list(map(str, kernel.workspace)),
+        ]
+        if meant != [entry["inputs"], entry["outputs"], entry["workspace"]]:
+            raise kernels.contradiction(f"the manifest gives the kernel {name} other tensors than the module")
         results: list[Compared] = []
         for sizes in check_sizes(function):
             made = check_kernel(kernel, launch, sizes, device=str(kernels.device))
@@ -80,9 +86,21 @@ def check_kernels(
 
 
 def read_module(artifact: Artifact, which: str) -> Module:
-    """The module that an artifact was compiled from (`input`), or the fully lowered one (`module`)."""
+    """The module that an artifact was compiled from (`input`), or the fully lowered one (`module`).
+
+    Raises:
+        ArtifactError: it lacks an entry point, a version or a kernel.
+    """
     path = artifact.path(str(artifact.manifest[which]))
-    return parse_module(path.read_text(encoding="utf-8"), path)
+    module = parse_module(path.read_text(encoding="utf-8"), path)
+    entries = artifact.manifest["entries"]
+    needed = entries if which == "input" else [v["name"] for versions in entries.values() for v in versions]
+    lost = [
+        name for name in (*needed, *(artifact.kernels if which == "module" else ())) if name not in module.functions
+    ]
+    if lost:
+        raise contradiction(f"{artifact.manifest[which]} lacks {lost[0]}", Place(artifact.path(MANIFEST)))
+    return module
 
 
 def check_model(

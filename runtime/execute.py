@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from inspect import signature
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from ringc.runtime.backends import Kernels
+from ringc.runtime.backends import DTYPES, Kernels, Shape
 from ringc.runtime.blocks import ALIGNMENT
-from ringc.runtime.manifest import TORCH_NAMES
 from ringc.runtime.memory import check_memory
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, known) for name, known in TORCH_NAMES.items()}
-"""Element types by the names that manifests and programs use."""
 
 Buffer = Callable[[int, tuple[int, ...], str], torch.Tensor]
 """`buffer(number, shape, dtype)` of a frame."""
@@ -87,11 +84,19 @@ class Binder:
         self._record_routing = record_routing
         self._weights = weights
         self._kernels = kernels
+        self._wanted: dict[str, list[Shape]] = {}
+        self._sizes = asdict(sizes)
         self._memory = memory
         self._top = 0
 
     def weight(self, key: str) -> torch.Tensor:
-        """A prepared weight."""
+        """A prepared weight.
+
+        Raises:
+            ArtifactError: the manifest prepares none of this name.
+        """
+        if key not in self._weights:
+            raise self._kernels.contradiction(f"the program wants the weight {key}, which isn't prepared")
         return self._weights[key]
 
     @contextmanager
@@ -107,7 +112,11 @@ class Binder:
         self._top = before
 
     def launch(self, kernel: str, *tensors: torch.Tensor) -> None:
-        """Record a launch. A weight that is stored narrower than the kernel reads it is widened right before."""
+        """Record a launch. A weight that is stored narrower than the kernel reads it is widened right before.
+
+        Raises:
+            ArtifactError: there is no such kernel, or it takes other tensors.
+        """
         before = self._top
         given: list[torch.Tensor] = []
         for tensor in tensors:
@@ -117,13 +126,30 @@ class Binder:
                 tensor = self._tensor(start, tuple(narrow.shape), wide)
                 self.copy(narrow, tensor)
             given.append(tensor)
-        if self._memory is not None:
+        if self._memory is None:
+            self._check(kernel, given)
+        else:
             self.steps.append(self._kernels.bind(kernel, given))
             if self._record_routing:
                 for taken in self._kernels.experts(kernel, given):
                     self.experts.append(torch.empty_like(taken))
                     self.copy(taken, self.experts[-1])
         self._top = before
+
+    def _check(self, kernel: str, given: Sequence[torch.Tensor]) -> None:
+        """Raise unless a kernel takes these tensors: what a kernel is given it doesn't look at again."""
+        if kernel not in self._wanted:
+            self._wanted[kernel] = self._kernels.wanted(kernel, self._sizes)
+        found = [(tuple(x.shape), x.dtype) for x in given]
+        wanted = self._wanted[kernel]
+        if found == wanted:
+            return
+        at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)
+        if at is None:
+            what = f"{len(found)} tensors, and it takes {len(wanted)}"
+        else:
+            what = f"{_shown(found[at])} as tensor {at}, and it takes {_shown(wanted[at])}"
+        raise self._kernels.contradiction(f"the program gives the kernel {kernel} {what}")
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Record a copy."""
@@ -141,6 +167,10 @@ class Binder:
             return torch.empty(shape, dtype=dtype, device="meta")
         size = prod(shape) * dtype.itemsize
         return self._memory[start : start + size].view(dtype).view(shape)
+
+
+def _shown(x: Shape) -> str:
+    return f"{list(x[0])} of {str(x[1]).removeprefix('torch.')}"
 
 
 class Inputs:
@@ -213,7 +243,13 @@ def bind(
         kernels: what to launch.
         arena: where intermediates live; grown if need be.
         record_routing: copy the experts that each layer takes, behind the launch that chooses them.
+
+    Raises:
+        ArtifactError: the program wants what the manifest hasn't.
+        RunError: there isn't enough memory.
     """
+    if len(signature(program).parameters) != 2 + len(arguments):
+        raise kernels.contradiction(f"the program's {program.__name__} doesn't take {', '.join(arguments)}")
     taken = [inputs.tensors[name] if name in inputs.tensors else states[name] for name in arguments]
     measured = Binder(sizes, weights, kernels, None)
     program(measured, *taken, logits)

@@ -6,18 +6,20 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import NoneType
 from typing import Any
 
 from ringc.codegen.artifact import FORMAT_VERSION, MANIFEST, manifest_digest
 from ringc.errors import ArtifactError, Place, reason
+from ringc.runtime.consistency import ENDS, contradictions
+from ringc.runtime.names import TORCH_NAMES
 
 REMEDY = "compile it again with `ringc compile`"
 
-TORCH_NAMES = {
-    "f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2",
-    "i64": "int64", "i32": "int32", "i8": "int8", "bool": "bool",
-}  # fmt: skip
-"""Element types by the names that manifests and programs use, and as torch calls them: looking at an artifact needs no torch."""
+
+def contradiction(what: str, place: Place) -> ArtifactError:
+    """The error about an artifact whose parts don't fit together, though each of them is as it was signed."""
+    return ArtifactError(f"the artifact contradicts itself: {what}", place=place, help=REMEDY)
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,37 @@ class Each:
     shape: Any
 
 
+@dataclass(frozen=True)
+class Maybe:
+    """What may be left out: if it is there, it has this shape."""
+
+    shape: Any
+
+
+_BACKEND = frozenset({"torch", "tvm", "triton"})
 _KERNEL = {
-    "family": str, "source": str, "backend": str, "implementation": str, "built": Each(str), "inputs": [str], "outputs": [str],
+    "family": str, "source": str, "backend": _BACKEND, "implementation": str, "built": Each(str), "inputs": [str], "outputs": [str],
     "workspace": [str], "flops": str, "bytes": str, "resources": dict, "launch": dict,
 }  # fmt: skip
-_VERSION = {"name": str, "guard": str, "form": str, "predicted": (int, float), "typical": dict, "inputs": [list]}
+_VERSION = {
+    "name": str, "guard": str, "form": str, "predicted": (int, float), "typical": {"N": int, "B": int, "R": int, "P": int, "S": int},
+    "inputs": [[str]],
+}  # fmt: skip
 _DTYPE = frozenset(TORCH_NAMES)
-_TENSOR = {"shape": [int], "dtype": _DTYPE}
+_PART = {"source": str, "shape": [int], "region": [[int]], "stack": Maybe(int), "steps": Maybe([list])}
+_TENSOR = {
+    "shape": [int], "dtype": _DTYPE, "blocks": Maybe([[int]]), "parts": Maybe([_PART]), "table": Maybe([(int, float)]),
+    "gathered": Maybe(bool),
+}  # fmt: skip
+_TARGET = {
+    "name": str, "backend": _BACKEND, "storage": frozenset({"f32", "bf16"}), "arch": Maybe(int),
+    "cpu": Maybe({"architecture": str, "features": [str]}),
+}  # fmt: skip
 _SHAPE = {
-    "name": str, "sha256": str, "spec": dict, "facts": dict, "max_positions": int, "tools": dict, "input": str, "module": str,
-    "ignored_tensors": [str], "files": Each(str), "vocabulary": {"size": int, "tokenizer": str},
-    "target": {"name": str, "backend": str, "storage": str}, "entries": {"prefill": [_VERSION], "decode": [_VERSION]},
+    "name": str, "sha256": str, "spec": dict, "facts": {"parameters": int}, "max_positions": int, "tools": dict, "input": str,
+    "module": str, "ignored_tensors": [str], "files": Each(str), "target": _TARGET,
+    "vocabulary": {"size": int, "tokenizer": str, **dict.fromkeys(ENDS, Maybe((int, NoneType)))},
+    "entries": {"prefill": [_VERSION], "decode": [_VERSION]},
     "kernels": Each(_KERNEL), "states": Each({"shape": [(int, str)], "dtype": _DTYPE}), "prepare": Each(_TENSOR),
 }  # fmt: skip
 """What must be there, and of which type: a type or several, one of some words, a list of one shape, an object with these keys, an
@@ -95,10 +117,10 @@ def _misfits(value: Any, shape: Any, path: str) -> Iterator[str]:
         case dict():
             for key, inner in shape.items():
                 below = f"{path}.{key}" if path else key
-                if not isinstance(value, dict) or key not in value:
+                if isinstance(value, dict) and key in value:
+                    yield from _misfits(value[key], inner.shape if isinstance(inner, Maybe) else inner, below)
+                elif not (isinstance(value, dict) and isinstance(inner, Maybe)):
                     yield below
-                else:
-                    yield from _misfits(value[key], inner, below)
         case [inner]:
             yield from _misfits(value, list, path)
             if isinstance(value, list):
@@ -108,7 +130,8 @@ def _misfits(value: Any, shape: Any, path: str) -> Iterator[str]:
             if not isinstance(value, str) or value not in shape:
                 yield path
         case _:
-            if not isinstance(value, shape):
+            # In Python, true is a number.
+            if not isinstance(value, shape) or (isinstance(value, bool) and shape is not bool):
                 yield path
 
 
@@ -121,9 +144,15 @@ def _check_contents(manifest: Mapping[str, Any], place: Place) -> None:
     kernels = manifest["kernels"].values()
     needed = ["program.py", manifest["input"], manifest["module"]]
     needed += [name for kernel in kernels for name in (kernel["source"], *kernel["built"].values())]
+    odd = sorted(set(manifest["entries"]) - {"prefill", "decode"})
+    if odd:
+        raise ArtifactError(f"the manifest has an unknown entry point: {odd[0]!r}", place=place, help=REMEDY)
     lost = [entry for entry, versions in manifest["entries"].items() if not versions]
     if lost:
         raise ArtifactError(f"the manifest has no version of {lost[0]}", place=place, help=REMEDY)
     unknown = [name for name in needed if name not in manifest["files"]]
     if unknown:
         raise ArtifactError(f"the manifest uses a file that it doesn't list: {unknown[0]!r}", place=place, help=REMEDY)
+    wrong = next(contradictions(manifest), None)
+    if wrong is not None:
+        raise contradiction(wrong, place)

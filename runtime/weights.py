@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from ringc.codegen.packing import read_part, storage_shape, write_part
 from ringc.errors import CheckpointError, Place, UsageError, did_you_mean, reason
+from ringc.runtime.backends import DTYPES
 from ringc.runtime.blocks import zeros
-from ringc.runtime.execute import DTYPES
 from ringc.runtime.memory import available_bytes, check_memory
 from ringc.units import size
 

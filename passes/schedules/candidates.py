@@ -11,8 +11,13 @@ from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.passes.schedules import attention, library, linear_attention, products, routing
-from ringc.passes.schedules.model import FEW, Candidate, Rows, roofline
+from ringc.passes.schedules.crossovers import ROWS_ALONE
+from ringc.passes.schedules.model import Candidate, Rows, roofline, tokens_of
 from ringc.passes.target import Target
+
+WANTED = 16
+"""Rows of which prefill gives logits, where costs are compared: the last row is wanted or all are, which no guard tests, so a few stand
+for both. They must be more than one, and few enough that the head's weight is what is read."""
 
 
 def candidates(family: str, body: Block, rows: Rows, target: Target) -> list[Candidate]:
@@ -27,13 +32,10 @@ def candidates(family: str, body: Block, rows: Rows, target: Target) -> list[Can
 
 
 def typical_sizes(rows: Rows, entry: str) -> dict[str, int]:
-    """Sizes that stand for a version when costs are compared: one prompt in prefill, one token of sequences of 4096 in decode.
-
-    In prefill the last row is wanted or all are, which no guard tests: a few stand for both, as what is chosen must do for both.
-    """
-    tokens = rows[1] // 2 or 1 if rows[1] else max(512, rows[0])
+    """Sizes that stand for a version when costs are compared: one prompt in prefill, one token of sequences of 4096 in decode."""
+    tokens = tokens_of(rows)
     sequences, held = (tokens, 4096) if entry == "decode" else (1, tokens)
-    wanted = tokens if entry == "decode" else min(tokens, FEW)
+    wanted = tokens if entry == "decode" else min(tokens, WANTED)
     return {"N": tokens, "B": sequences, "R": wanted, "P": sequences, "S": held}
 
 
@@ -44,7 +46,7 @@ def _rows(template: str) -> Callable[[Block, Rows, Target], list[Candidate]]:
         seconds = roofline(target, products.flops_of(body), region_bytes(body), rate=target.vector_rate, bandwidth=0.8)
         if target.backend != "tvm":
             return [_plain(target, template, seconds)]
-        parallel = int(not 0 < rows[1] <= FEW)
+        parallel = int(tokens_of(rows) > ROWS_ALONE)
         return [Candidate(f"tvm.{template}{{parallel={parallel}}}", seconds)]
 
     return choose
@@ -78,7 +80,7 @@ def _attention(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     )
     if target.backend != "triton":
         return [_plain(target, "attention", seconds)]
-    template, workspace = attention.implementation(body, rows)
+    template, workspace = attention.implementation(body, rows, target)
     return [Candidate(template, seconds, workspace=workspace)]
 
 

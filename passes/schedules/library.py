@@ -8,9 +8,12 @@ from ringc.ir.core import Block
 from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
-from ringc.passes.schedules.model import FEW, Candidate, Rows, roofline
+from ringc.passes.schedules.model import Candidate, Rows, roofline, tokens_of
 from ringc.passes.schedules.products import flops_of, touched_bytes
 from ringc.passes.target import TARGETS, Target
+
+SLOW_ROWS = 16
+"""Rows up to which MKL runs far below its rate. Measured for 8; where it ends was not."""
 
 
 def call(body: Block, rows: Rows, target: Target) -> Candidate:
@@ -23,7 +26,8 @@ def call(body: Block, rows: Rows, target: Target) -> Candidate:
         return Candidate("torch.library", seconds, _on_gpu(op))
     # MKL, 512 -> 1536: 77 us for one row, 336 us for 8, 18.6 ms for 2048: few rows run at a quarter of its rate.
     host = TARGETS["torch"]
-    rate, calls = host.matrix_rate / (4 if 1 < rows[1] <= FEW else 1), sympy.Integer(1)
+    slow = rows[1] > 1 and tokens_of(rows) <= SLOW_ROWS
+    rate, calls = host.matrix_rate / (4 if slow else 1), sympy.Integer(1)
     match op:
         case SegmentMatMul():
             calls = sympy.Min(int(op.w.shape[0]), op.x.shape[0], evaluate=False)  # one for each expert that has rows

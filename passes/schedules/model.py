@@ -21,26 +21,26 @@ Rows = tuple[int, int]
 
 N, B = symbol("N"), symbol("B")
 
-FEW = 16
-"""Up to this many rows a version is for few: products are bound by reading their weights, attention by reading its keys.
-
-A fixed cut, no solved crossover: it is the height of a tensor core's tile, and on the CPU two tiles of rows. On either side every region
-has its implementation selected by cost.
-"""
-
 
 @dataclass(frozen=True)
 class Candidate:
     """One implementation of a region.
 
     `seconds` is its predicted time as an expression of the sizes; `illegal` says why it may not be used here, if so: a form that is
-    numerically unsafe is illegal, not merely slow. `workspace` is the memory that its kernel wants beside the outputs.
+    numerically unsafe is illegal, not merely slow. `workspace` is the memory that its kernel wants beside the outputs. `limit`: the rows up
+    to which it goes a way of its own inside, if it has two; no cost tells them apart, so the limit is stated.
     """
 
     implementation: str
     seconds: sympy.Expr
     illegal: str = ""
     workspace: tuple[TensorType, ...] = ()
+    limit: int = 0
+
+
+def tokens_of(rows: Rows) -> int:
+    """The number of tokens that stands for a version when costs are compared."""
+    return (rows[1] // 2 or 1) if rows[1] else max(512, rows[0])
 
 
 def at(seconds: sympy.Expr, sizes: Mapping[str, int]) -> float:

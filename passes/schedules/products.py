@@ -11,8 +11,11 @@ from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.symbols import Dim, add
 from ringc.passes.front import before_product, parted
-from ringc.passes.schedules.model import FEW, Candidate, Rows, roofline
+from ringc.passes.schedules.model import Candidate, Rows, roofline
 from ringc.passes.target import Target
+
+TENSOR_CORE_ROWS = 16
+"""Rows up to which `triton.matmul` streams the weight, in a function beside that of the tiles: the height of a tensor core's tile."""
 
 MAKING_ONE, MAKING_FEW = 0.6e-6, 9e-6
 """Seconds by which a GPU's product takes longer when it makes its left operand itself: of one row, and of 2 to 16, for which 16 are made.
@@ -26,37 +29,40 @@ def dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     """Candidates of a product with a weight, which may have row work in front of its left operand."""
     front, product = parted(body)
     if front is None:
-        return _products(body, target)
+        return alone(body, target)
     if target.backend == "triton":
         return [fronted(body, rows, target)]
     # What it saves is a launch; eager PyTorch saves none. TVM keeps the left operand in memory, which stays in the cache.
     launches = 1 if target.backend == "torch" else 0
     flops, moved = flops_of(front), region_bytes(front)
     row_work = roofline(target, flops, moved, rate=target.vector_rate, bandwidth=0.8, launches=launches)
-    return [replace(c, seconds=c.seconds + row_work) for c in _products(product, target)]
+    return [replace(c, seconds=c.seconds + row_work) for c in alone(product, target)]
 
 
 def fronted(body: Block, rows: Rows, target: Target) -> Candidate:
     """A GPU's product that makes its left operand itself, in every program again."""
     _, product = parted(body)
     illegal = before_product(body)
-    if not 0 < rows[1] <= FEW:
-        illegal = illegal or f"for more than {FEW} rows each tile of the product would make its left operand again"
+    if not 0 < rows[1] <= TENSOR_CORE_ROWS:
+        illegal = (
+            illegal
+            or f"for more than {TENSOR_CORE_ROWS} rows each tile of the product would make its left operand again"
+        )
     seconds = roofline(target, flops_of(product), region_bytes(body), rate=0.8 * target.matrix_rate, bandwidth=0.85)
     making = MAKING_ONE if rows[1] == 1 else MAKING_FEW
     return Candidate("triton.matmul_fronted", seconds + sympy.Float(making), illegal)
 
 
-def _products(body: Block, target: Target) -> list[Candidate]:
+def alone(body: Block, target: Target) -> list[Candidate]:
     """Candidates of a product with nothing in front."""
     flops, moved = flops_of(body), region_bytes(body)
     if target.backend == "triton":
-        return [
-            Candidate("triton.matmul", roofline(target, flops, moved, rate=0.8 * target.matrix_rate, bandwidth=0.85))
-        ]
+        seconds = roofline(target, flops, moved, rate=0.8 * target.matrix_rate, bandwidth=0.85)
+        return [Candidate("triton.matmul", seconds, limit=TENSOR_CORE_ROWS)]
     if target.backend == "torch":
         return [Candidate("torch.eager", roofline(target, flops, moved, rate=target.matrix_rate))]
     # 150 MB of weights: one row at a time 52 GB/s, but the weight again for each row; tiles of 8 rows 30 GB/s, and the full rate.
+    # Their crossover, 512 -> 2048, 36 weights in turn, on a busy machine: alike for one row, tiles faster from 2 rows on, as predicted.
     rows = next(op.result.shape[0] for op in body.ops if isinstance(op, MatMul))
     once = sympy.sympify(moved).subs(rows, 1)
     single = rows * once / sympy.Float(target.bandwidth) + target.launch
@@ -77,11 +83,12 @@ def grouped(body: Block, target: Target) -> list[Candidate]:
         ]
     if target.backend == "torch":
         return [Candidate("torch.eager", roofline(target, flops, moved, rate=0.3 * target.matrix_rate, launches=64))]
-    # 9 layers of 32 experts, 512 -> 48 and 48 -> 512, 4 of them for each token. One token: 41 and 32 us row by row, 48 and 32 tiled; 8
-    # tokens: 147 and 99, 144 and 79. Row by row, an expert's later rows read its weight from the second-level cache again.
-    again = sympy.sympify(flops) * 2 / sympy.Float(4 * target.bandwidth)
+    # 18 or 36 weights in turn, 4 experts for each token, both products together. 32 experts, 512 -> 48: 1 token takes 10.9 us row by row
+    # and 11.8 tiled, 3 tokens 51 and 48, 8 tokens 137 and 119, 32 tokens 352 and 222. 16 experts, 128 -> 16: 4 tokens 5.0 and 5.3, 8 tokens
+    # 6.8 and 6.0, 32 tokens 15.5 and 9.3. So tiles win from 3 and from about 6 tokens on; 3 and 7 are predicted.
+    again = sympy.sympify(again_bytes(body)) / sympy.Float(4 * target.bandwidth)
     by_row = roofline(target, 0, moved, rate=1.0, bandwidth=0.6) + again
-    tiled = roofline(target, flops, moved, rate=0.85 * target.matrix_rate, bandwidth=0.6) + sympy.Float(5e-6)
+    tiled = roofline(target, flops, moved, rate=0.85 * target.matrix_rate, bandwidth=0.6) + sympy.Float(0.5e-6)
     return [Candidate("tvm.grouped_few{block=16}", by_row), Candidate("tvm.grouped_tiled{rows=8,block=16}", tiled)]
 
 
@@ -102,6 +109,16 @@ def touched_bytes(body: Block) -> Dim:
             # Rows choose independently: an expert is left out by all of them with probability (1 - 1/E)^rows.
             moved -= op.w.type.bytes * sympy.exp(-op.x.shape[0] / sympy.Integer(op.w.shape[0]))
     return moved
+
+
+def again_bytes(body: Block) -> Dim:
+    """The bytes of weights that a kernel of single rows reads again, from a cache, for the second and later rows of each expert."""
+    total = sympy.Integer(0)
+    for op in body.ops:
+        if isinstance(op, SegmentMatMul):
+            rows, count = op.x.shape[0], sympy.Integer(op.w.shape[0])
+            total += (rows - count * (1 - sympy.exp(-rows / count))) * op.w.type.bytes / count
+    return total
 
 
 def flops_of(body: Block) -> Dim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ringc.ir.core import Function, Module, Value
@@ -9,8 +10,9 @@ from ringc.ir.ops.call import Call
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.ops.source import Constant
 from ringc.passes.schedules.candidates import problem_of
+from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
 from ringc.passes.schedules.linear_attention import Problem, forms, switch_length
-from ringc.passes.schedules.model import FEW, Rows
+from ringc.passes.schedules.model import Rows, tokens_of
 from ringc.passes.target import Target
 
 
@@ -26,12 +28,15 @@ class Version:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How an entry point is cut, and why: the forms' costs as text, and the length from which the chunked one wins (None: never)."""
+    """How an entry point is cut, and why: the forms' costs as text, the length from which the chunked one wins (None: never), and the
+    crossovers between few rows and many.
+    """
 
     versions: tuple[Version, ...]
     costs: tuple[tuple[str, str, str], ...]
     switch: int | None
     steepest: float
+    crossovers: tuple[Crossover, ...]
 
 
 def schedule_of(module: Module, entry: Function, target: Target) -> Schedule:
@@ -40,18 +45,39 @@ def schedule_of(module: Module, entry: Function, target: Target) -> Schedule:
     costs = () if problem is None else tuple((n, str(c.seconds), c.illegal) for n, c in forms(problem, target).items())
     switch = None if problem is None else switch_length(problem, target)
     steepest = problem.steepest if problem else 0.0
-    few, many = (1, FEW), (FEW + 1, 0)
-    if entry.notes["entry"] == "decode":
-        # One token of each sequence makes no block: the forms measure alike, and the recurrent one reads no tables.
-        found = [Version("one", "N <= 1", (1, 1), "recurrent"), Version("few", f"N <= {FEW}", (2, FEW), "recurrent")]
-        return Schedule((*found, Version("many", "", many, "recurrent")), costs, switch, steepest)
-    found = [Version("short", f"N <= {FEW}", few, "recurrent" if switch is None or switch > FEW // 2 else "chunked")]
+    found = tuple(crossovers([f for f, _ in _functions(module, entry)], target))
+    limits = cuts(found)
+    versions = _decode(limits) if entry.notes["entry"] == "decode" else _prefill(limits, problem, switch)
+    return Schedule(tuple(versions), costs, switch, steepest, found)
+
+
+def _decode(limits: Sequence[int]) -> Iterator[Version]:
+    """One token of each sequence makes no block: the forms measure alike, and the recurrent one reads no tables.
+
+    One sequence alone is the usual case, and has a version on every target.
+    """
+    low, names = 1, iter(("one", "few", "some"))
+    for limit in (1, *(few for few in limits if few > 1)):
+        yield Version(next(names), f"N <= {limit}", (low, limit), "recurrent")
+        low = limit + 1
+    yield Version("many", "", (low, 0), "recurrent")
+
+
+def _prefill(limits: Sequence[int], problem: Problem | None, switch: int | None) -> Iterator[Version]:
+    """Short prompts up to the last crossover: one of a few tokens is not worth a version."""
+    low = 1
+    if limits and limits[-1] > 1:
+        rows = (1, limits[-1])
+        blocks = problem is not None and switch is not None and switch <= tokens_of(rows)
+        yield Version("short", f"N <= {limits[-1]}", rows, "chunked" if blocks else "recurrent")
+        low = limits[-1] + 1
     if problem is None or switch is None:
-        return Schedule((*found, Version("long", "", many, "recurrent")), costs, switch, steepest)
+        yield Version("long", "", (low, 0), "recurrent")
+        return
     if switch > 1:
         # Many short sequences: as many rows as in a long prompt, but each too short for blocks.
-        found.append(Version("brief", f"N < {switch} * B", many, "recurrent"))
-    return Schedule((*found, Version("long", "", many, "chunked")), costs, switch, steepest)
+        yield Version("brief", f"N < {switch} * B", (low, 0), "recurrent")
+    yield Version("long", "", (low, 0), "chunked")
 
 
 def _mixer(module: Module, entry: Function) -> Problem | None:

@@ -36,6 +36,7 @@ def explain(
         candidates = _candidates(module)
     _versions(opened, module)
     _forms(module)
+    _products(module)
     columns = ("kernel", "implementation", "at", "predicted", "measured", "")
     table("candidates of each kernel", columns, candidates, left=3)
     if "record" in opened.manifest:
@@ -53,6 +54,9 @@ def _versions(artifact: Artifact, module: Module) -> None:
             switch = notes["switch"]
             when = "never" if switch is None else f"from {switch} tokens of a sequence on"
             out(f"{entry}: the chunked form of linear attention costs less {when}")
+        for regime, rows, why, *_ in notes.get("crossovers", ()):
+            when = "never" if rows is None else f"from {rows} rows on"
+            out(f"{entry}: {regime} go the way of many rows {when} ({why})")
 
 
 def _forms(module: Module) -> None:
@@ -71,6 +75,26 @@ def _forms(module: Module) -> None:
     table("linear attention of one sequence, predicted", ("form", *(f"T={n}" for n in lengths)), rows)
     for name, seconds, illegal in notes["forms"]:
         out(f"  {name}: {illegal or seconds}")
+
+
+def _products(module: Module) -> None:
+    """What the products of a decode step cost, all together, row by row and in tiles, where their crossovers are solved."""
+    from ringc.cli.console import duration, table
+    from ringc.passes.schedules.predict import seconds_at
+
+    notes = next((f.notes for f in module.functions.values() if f.notes.get("entry") == "decode"), {})
+    counts = (1, 2, 4, 8, 16, 32, 64)
+    rows = [
+        (
+            f"{regime}, {way}",
+            *(duration(seconds_at(seconds, {"N": n, "B": n, "R": n, "P": n, "S": 4096})) for n in counts),
+        )
+        for regime, _, _, first, second in notes.get("crossovers", ())
+        for way, seconds in (("row by row", first), ("in tiles", second))
+        if seconds
+    ]
+    if rows:
+        table("products of a decode step, predicted", ("products", *(f"N={n}" for n in counts)), rows)
 
 
 def _candidates(module: Module) -> list[tuple[str, ...]]:

@@ -127,8 +127,15 @@ def _made_now(artifact: Artifact, kernel: str, entry: Any, ending: str) -> str |
 
 def _function_text(artifact: Artifact, kernel: str) -> str:
     """A kernel's function, cut out of the module's text."""
-    text = artifact.path(str(artifact.manifest["module"])).read_text(encoding="utf-8")
-    start = text.index(f"\nfunc @{kernel}(") + 1
+    path = artifact.path(str(artifact.manifest["module"]))
+    text = path.read_text(encoding="utf-8")
+    start = text.find(f"\nfunc @{kernel}(") + 1
+    if not start:
+        from ringc.codegen.artifact import MANIFEST
+        from ringc.errors import Place
+        from ringc.runtime.manifest import contradiction
+
+        raise contradiction(f"{artifact.manifest['module']} lacks {kernel}", Place(artifact.path(MANIFEST)))
     return text[start : text.index("\n}\n", start) + 3]
 
 

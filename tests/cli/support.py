@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ringc.cli import main
+from ringc.codegen.artifact import MANIFEST, manifest_digest, to_json
 
 Done = subprocess.CompletedProcess[str]
+
+Damage = Callable[[Path], object]
+"""What a test does to a folder."""
 
 needs_tvm = pytest.mark.skipif(find_spec("tvm") is None, reason="needs TVM, which compiles for the CPU")
 
@@ -89,3 +97,27 @@ def contents(folder: Path) -> dict[str, bytes | str]:
         else:
             found[name] = "folder" if path.is_dir() else path.read_bytes()
     return found
+
+
+def check(done: Done, message: str, place: str | None) -> None:
+    """One message, its place and its remedy."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    first, *rest = done.stderr.splitlines()
+    assert re.match(r"error\[RC0\d\d\d\]: ", first)
+    assert message in first
+    assert place is None or any(line == f"  --> {place}" for line in rest), done.stderr
+    assert any(line.startswith("  = help: ") and len(line) > 15 for line in rest), done.stderr
+    assert done.stderr.count("error[") == 1
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def signed(change: Callable[[dict[str, Any]], object]) -> Damage:
+    """Change a manifest so that its hash fits, as another compiler's would."""
+
+    def damage(folder: Path) -> None:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        change(manifest)
+        manifest["sha256"] = manifest_digest(manifest)
+        (folder / MANIFEST).write_text(to_json(manifest))
+
+    return damage

@@ -158,6 +158,8 @@ def test_explain_says_why(folder: Path) -> None:
     for shown in (
         "tested from top to bottom",
         "chunked form of linear attention costs less",
+        "decode: library calls go the way of many rows from 17 rows on",
+        "prefill: library calls go the way of many rows from 17 rows on",
         "candidates of each kernel",
         "chosen",
     ):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import re
 import shutil
 import struct
 import sys
@@ -23,16 +22,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ringc.codegen import cpu
-from ringc.codegen.artifact import MANIFEST, digest, manifest_digest, to_json
+from ringc.codegen.artifact import MANIFEST, digest
 from ringc.model_defs import preset_text
-from tests.cli.support import SMALL, Done, Here, command, contents, needs_tvm, ringc
+from tests.cli.support import SMALL, Damage, Done, Here, check, command, contents, needs_tvm, ringc, signed
 
 TINY = preset_text("ring-tiny")
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00001-of-00003.safetensors"
 QKV = "model.layers.0.attention.query_key_value.weight"
 DEEP = "[" * 100_000
-Damage = Callable[[Path], object]
 
 
 @pytest.fixture
@@ -41,18 +39,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     return tmp_path
-
-
-def check(done: Done, message: str, place: str | None) -> None:
-    """One message, its place and its remedy."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    first, *rest = done.stderr.splitlines()
-    assert re.match(r"error\[RC0\d\d\d\]: ", first)
-    assert message in first
-    assert place is None or any(line == f"  --> {place}" for line in rest), done.stderr
-    assert any(line.startswith("  = help: ") and len(line) > 15 for line in rest), done.stderr
-    assert done.stderr.count("error[") == 1
-    assert "Traceback" not in done.stderr + done.stdout
 
 
 # ---------------------------------------------------------------- specs
@@ -395,18 +381,6 @@ def test_where_no_spec_can_be(here: Here, folder: Path, name: str, message: str)
 # ---------------------------------------------------------------- artifacts
 
 
-def _signed(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """Change a manifest so that its hash fits, as another compiler's would."""
-
-    def damage(folder: Path) -> None:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        change(manifest)
-        manifest["sha256"] = manifest_digest(manifest)
-        (folder / MANIFEST).write_text(to_json(manifest))
-
-    return damage
-
-
 def _manifest(text: str | bytes) -> Damage:
     return lambda folder: (folder / MANIFEST).write_bytes(text.encode() if isinstance(text, str) else text)
 
@@ -440,23 +414,23 @@ ARTIFACTS: list[tuple[str, Damage, str, str]] = [
     ("nested manifest", _manifest(DEEP), "the manifest can't be read: it is nested too deeply", MANIFEST),
     ("huge number", _manifest('{"format_version": ' + "9" * 5000 + "}"), "the manifest can't be read", MANIFEST),
     ("a list", _manifest("[]"), "says no format_version", MANIFEST),
-    ("another format version", _signed(lambda m: m.update(format_version=99)), "has format version 99", MANIFEST),
+    ("another format version", signed(lambda m: m.update(format_version=99)), "has format version 99", MANIFEST),
     ("changed manifest", _replaced(MANIFEST, '"size": 272', '"size": 273'), "the manifest was changed", MANIFEST),
     ("half of a character", _replaced(MANIFEST, '"name": "ring-tiny"', '"name": "\\ud800"'), "was changed", MANIFEST),
-    ("manifest without kernels", _signed(lambda m: m.pop("kernels")), "'kernels' is missing", MANIFEST),
-    ("kernel without a source", _signed(lambda m: m["kernels"]["row_1"].pop("source")), "'kernels.row_1.source'", MANIFEST),
-    ("kernel without a family", _signed(lambda m: m["kernels"]["row_1"].pop("family")), "'kernels.row_1.family'", MANIFEST),
-    ("launch of a wrong type", _signed(lambda m: m["kernels"]["row_1"].update(launch=3)), "'kernels.row_1.launch'", MANIFEST),
-    ("workspace of a wrong type", _signed(lambda m: m["kernels"]["row_1"].update(workspace=[3])), "'kernels.row_1.workspace[0]'", MANIFEST),
-    ("kernel of a wrong type", _signed(lambda m: m["kernels"].update(row_1=3)), "'kernels.row_1.", MANIFEST),
-    ("unknown element type", _signed(lambda m: m["states"]["layers.0.state"].update(dtype="q")), "state.dtype'", MANIFEST),
-    ("no versions", _signed(lambda m: m["entries"].update(decode=[])), "no version of decode", MANIFEST),
-    ("file outside", _signed(lambda m: m["files"].update(OUTSIDE)), "a file outside the artifact: '../outside.py'", MANIFEST),
-    ("file of the system", _signed(lambda m: m["files"].update({"/etc/passwd": "0"})), "outside the artifact", MANIFEST),
-    ("kernel outside", _signed(lambda m: m["kernels"]["row_1"].update(source="../outside.py")), "a file that it doesn't list", MANIFEST),
-    ("another kind of processor", _signed(lambda m: m["target"].update(cpu=CPU_OF_ANOTHER_KIND)), "for vax processors", MANIFEST),
-    ("a newer processor", _signed(lambda m: m["target"].update(cpu=NEWER_CPU)), "avx9000, which this processor lacks", MANIFEST),
-    ("another target", _signed(lambda m: m["target"].update(name="sm_20", arch=20)), "for target sm_20", MANIFEST),
+    ("manifest without kernels", signed(lambda m: m.pop("kernels")), "'kernels' is missing", MANIFEST),
+    ("kernel without a source", signed(lambda m: m["kernels"]["row_1"].pop("source")), "'kernels.row_1.source'", MANIFEST),
+    ("kernel without a family", signed(lambda m: m["kernels"]["row_1"].pop("family")), "'kernels.row_1.family'", MANIFEST),
+    ("launch of a wrong type", signed(lambda m: m["kernels"]["row_1"].update(launch=3)), "'kernels.row_1.launch'", MANIFEST),
+    ("workspace of a wrong type", signed(lambda m: m["kernels"]["row_1"].update(workspace=[3])), "'kernels.row_1.workspace[0]'", MANIFEST),
+    ("kernel of a wrong type", signed(lambda m: m["kernels"].update(row_1=3)), "'kernels.row_1.", MANIFEST),
+    ("unknown element type", signed(lambda m: m["states"]["layers.0.state"].update(dtype="q")), "state.dtype'", MANIFEST),
+    ("no versions", signed(lambda m: m["entries"].update(decode=[])), "no version of decode", MANIFEST),
+    ("file outside", signed(lambda m: m["files"].update(OUTSIDE)), "a file outside the artifact: '../outside.py'", MANIFEST),
+    ("file of the system", signed(lambda m: m["files"].update({"/etc/passwd": "0"})), "outside the artifact", MANIFEST),
+    ("kernel outside", signed(lambda m: m["kernels"]["row_1"].update(source="../outside.py")), "a file that it doesn't list", MANIFEST),
+    ("another kind of processor", signed(lambda m: m["target"].update(cpu=CPU_OF_ANOTHER_KIND)), "for vax processors", MANIFEST),
+    ("a newer processor", signed(lambda m: m["target"].update(cpu=NEWER_CPU)), "avx9000, which this processor lacks", MANIFEST),
+    ("another target", signed(lambda m: m["target"].update(name="sm_20", arch=20)), "for target sm_20", MANIFEST),
     ("missing kernel", lambda f: (f / "kernels/row_1.py").unlink(), "no such file", "kernels/row_1.py"),
     ("folder for a kernel", _folder_for("kernels/row_1.py"), "is a directory", "kernels/row_1.py"),
     ("edited kernel", _replaced("kernels/row_1.py", "def", "def "), "1 kernel was edited since the compile", "kernels/row_1.py"),

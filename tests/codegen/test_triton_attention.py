@@ -15,7 +15,8 @@ from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
 from ringc.errors import CodegenError
-from ringc.passes.schedules.attention import implementation
+from ringc.passes.schedules.attention import few_tokens, implementation
+from ringc.passes.target import target
 from tests.codegen.support_kernels import check, check_golden, distance, kernel, offsets_of, reference, run
 
 PREFILL, DECODE = "triton.attention_prefill", "triton.attention_decode{splits=4}"
@@ -104,8 +105,16 @@ def test_positions_need_no_order(interpreter: InterpreterWorker, tmp_path: Path)
 
 def test_the_split_fits_the_heads() -> None:
     body = attention(16, 4, 128, PREFILL).function.body
-    assert implementation(body, (1, 16))[0] == "triton.attention_decode{splits=32}"
-    assert implementation(body, (17, 0)) == ("triton.attention_prefill", ())
+    for rows in ((1, 1), (1, 16), (2, 64)):
+        assert implementation(body, rows, target("sm_90"))[0] == "triton.attention_decode{splits=32}"
+    assert implementation(body, (17, 0), target("sm_90")) == ("triton.attention_prefill", ())
+
+
+def test_keys_are_split_while_tokens_leave_processors_without_a_block() -> None:
+    assert few_tokens(4, target("sm_90")) * 4 >= 132 > (few_tokens(4, target("sm_90")) - 1) * 4
+    body = attention(16, 4, 128, PREFILL).function.body
+    assert implementation(body, (2, 66), target("sm_90")) == ("triton.attention_prefill", ())
+    assert implementation(body, (2, 66), target("sm_100"))[1]
 
 
 def test_only_attention_alone_is_taken() -> None:

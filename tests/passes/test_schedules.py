@@ -9,6 +9,7 @@ import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ringc.codegen.triton import matmul as triton_matmul
 from ringc.errors import CodegenError
 from ringc.ir.core import Block
 from ringc.ir.ops.call import Fused
@@ -16,9 +17,10 @@ from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.text_parse import parse_module
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.schedules.candidates import candidates, typical_sizes
+from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
 from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, forms, switch_length
 from ringc.passes.schedules.model import N, at, crossover
-from ringc.passes.schedules.predict import predicted_seconds
+from ringc.passes.schedules.predict import predicted_seconds, seconds_at
 from ringc.passes.target import TARGETS, target
 from tests.passes.support_model import Program, launched, tiny_spec
 
@@ -99,6 +101,95 @@ def test_one_row_streams_the_weight_and_many_rows_are_tiled() -> None:
 
     assert products("decode.one") == {"tvm.matmul{rows=1"}
     assert products("prefill.long") == {"tvm.matmul{rows=8"}
+
+
+def product(rows: str, inner: int, outer: int) -> str:
+    return f"""
+func @decode(%x: f32[{rows}, {inner}], %w: f32[{outer}, {inner}]) with {{entry = "decode"}} {{
+  %y = matmul(%x, %w) {{transpose_b = true}} : f32[{rows}, {outer}]
+  return %y
+}}"""
+
+
+def experts(inner: int, outer: int, count: int, chosen: int) -> str:
+    rows = f"{chosen}*N / {count}"
+    return f"""
+func @decode(%x: f32[{rows}, {inner}], %w: f32[{count}, {outer}, {inner}], %offsets: i32[{count + 1}]) with {{entry = "decode"}} {{
+  %y = segment_matmul(%x, %w, %offsets) : f32[{rows}, {outer}]
+  return %y
+}}"""
+
+
+def found(text: str, name: str = "cpu") -> dict[str, Crossover]:
+    symbols = "".join(f"symbol {s} >= 1\n" for s in "BNR")
+    function = parse_module(f"module @m level fused\n{symbols}{text}").functions["decode"]
+    return {one.regime: one for one in crossovers([function], target(name))}
+
+
+class TestFewRows:
+    """Where versions for few rows end."""
+
+    @pytest.mark.parametrize(
+        ("text", "regime", "least", "most"),
+        [
+            (product("N / B", 512, 2048), "dense products", 2, 2),
+            (experts(512, 48, 32, 4), "experts' products", 2, 4),
+            (experts(48, 512, 32, 4), "experts' products", 2, 4),
+            (experts(128, 16, 16, 4), "experts' products", 4, 10),
+        ],
+    )
+    def test_on_the_cpu_they_are_solved(self, text: str, regime: str, least: int, most: int) -> None:
+        """Measured: 2, 4, 2 and 6; small weights are read again at less cost than a tile has."""
+        one = found(text)[regime]
+        assert one.rows is not None
+        assert least <= one.rows <= most
+        first, second = (lambda n, text=text: seconds_at(text, {"N": n, "B": n}) for text in (one.first, one.second))
+        assert second(one.rows) < first(one.rows)
+        assert first(one.few) <= second(one.few)
+        assert "solved: tvm." in one.why
+
+    def test_all_products_of_an_entry_point_decide_together(self) -> None:
+        small, large = (experts(k, m, 16, 4) for k, m in ((128, 16), (512, 48)))
+        functions = [
+            parse_module(f"module @m level fused\nsymbol N >= 1\n{t}").functions["decode"] for t in (small, large)
+        ]
+        rows = [crossovers(fs, target("cpu"))[-1].rows for fs in (functions[:1], functions, functions[1:])]
+        assert rows[0] is not None and rows[1] is not None and rows[2] is not None
+        assert rows[0] > rows[1] >= rows[2]
+        weighed = crossovers([functions[0]] * 50 + functions[1:], target("cpu"))[-1].rows
+        assert weighed is not None and rows[1] < weighed <= rows[0]
+
+    def test_rows_that_the_guard_does_not_test_have_no_say(self) -> None:
+        assert "dense products" not in found(product("R", 512, 2048))
+
+    def test_on_a_gpu_the_limit_is_that_of_the_kernel_itself(self) -> None:
+        one = found(product("N / B", 2048, 2048), "sm_90")["dense products"]
+        assert (one.rows, one.first, one.second) == (triton_matmul.FEW + 1, "", "")
+        assert "stated limit" in one.why
+        assert found(experts(512, 48, 32, 4), "sm_90") == {}
+
+    @pytest.mark.parametrize(
+        ("rows", "limits"),
+        [
+            ([2, 31, 17], [1, 30]),  # the experts' serves the row kernels too
+            ([2, 3, 17], [1, 16]),
+            ([2, 5, 17], [1, 4, 16]),
+            ([None, 1, 17], [16]),  # never, and always
+            ([], []),
+        ],
+    )
+    def test_crossovers_that_are_close_share_a_cut(self, rows: list[int | None], limits: list[int]) -> None:
+        assert cuts([Crossover(str(i), n, "") for i, n in enumerate(rows)]) == limits
+
+    def test_versions_end_where_the_crossovers_are(self) -> None:
+        module = Program(tiny_spec(), default_pipeline()).lowered
+        versions = [f for f in module.functions.values() if f.notes.get("entry") == "decode"]
+        assert len(versions) <= 4
+        (notes,) = {f.notes["crossovers"] for f in versions}
+        ends = [f.notes["rows"][1] for f in versions]
+        assert ends[-1] == 0
+        assert ends[:-1] == sorted({1, *cuts([Crossover(*c) for c in notes])})
+        assert [f.notes["guard"] for f in versions[:-1]] == [f"N <= {n}" for n in ends[:-1]]
 
 
 @pytest.mark.parametrize("name", list(TARGETS))

@@ -12,7 +12,7 @@ import torch
 
 import ringc
 from ringc.api import describe
-from ringc.codegen.check import Compared
+from ringc.codegen.compare import Compared
 from ringc.codegen.compile import compile_module
 from ringc.ir.types import DType
 from ringc.model_defs import load_spec, preset_text
