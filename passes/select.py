@@ -23,7 +23,7 @@ from ringc.passes.choices import Regions, service, sizes_of
 from ringc.passes.framework import Pass
 from ringc.passes.record import Record, Sizes, load_record, sizes_text
 from ringc.passes.schedules.candidates import typical_sizes
-from ringc.passes.schedules.model import Candidate, Rows, at
+from ringc.passes.schedules.model import Candidate, Rows, at, cost_text
 from ringc.passes.target import Target
 
 
@@ -111,8 +111,8 @@ class _Chooser:
         if best.illegal:
             reasons = "; ".join(c.illegal for c in (best, *others))
             raise CodegenError(f"no {op.family} kernel is legal on {self.regions.target.name}: {reasons}")
-        op.implementation, op.seconds, op.workspace = best.implementation, str(best.seconds), best.workspace
-        op.lost = tuple((c.implementation, str(c.seconds), c.illegal, op.seconds) for c in others)
+        op.implementation, op.seconds, op.workspace = best.implementation, cost_text(best.seconds), best.workspace
+        op.lost = tuple((c.implementation, cost_text(c.seconds), c.illegal, op.seconds) for c in others)
         op.measured = tuple(
             (sizes_text(ranking.sizes), name, _text(seconds), _text(ranking.measured[best.implementation]))
             for name, seconds in sorted(ranking.measured.items(), key=lambda item: item[1])
@@ -136,7 +136,7 @@ class _Chooser:
                 made.append(copy)
         won, others = prices[best], [p for p in prices if p is not prices[best]]
         made[0].lost += tuple(
-            (p.way.implementation, str(p.way.seconds), p.way.illegal, str(won.way.seconds)) for p in others
+            (p.way.implementation, cost_text(p.way.seconds), p.way.illegal, cost_text(won.way.seconds)) for p in others
         )
         if by_record:
             sizes = sizes_text(sizes_of(way, *service(self.function)))

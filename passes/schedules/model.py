@@ -6,9 +6,11 @@ template reaches of the target's rates is one number in its scheduler, measured,
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import sympy
 
@@ -44,8 +46,36 @@ def tokens_of(rows: Rows) -> int:
 
 
 def at(seconds: sympy.Expr, sizes: Mapping[str, int]) -> float:
-    """Predicted seconds for these sizes."""
-    return float(seconds.subs({symbol(k): v for k, v in sizes.items()}))
+    """Predicted seconds for these sizes.
+
+    Raises:
+        KeyError: a symbol has no value.
+    """
+    # `subs` would order the operands of every Max, at milliseconds a cost.
+    if isinstance(seconds, sympy.Symbol):
+        return float(sizes[seconds.name])
+    if not seconds.args:
+        return float(seconds)
+    values = [at(a, sizes) for a in seconds.args]
+    function = _NUMERIC.get(seconds.func)
+    return function(values) if function else float(seconds.func(*values))
+
+
+_NUMERIC: dict[type, Callable[[list[float]], float]] = {
+    sympy.Add: sum,
+    sympy.Mul: math.prod,
+    sympy.Max: max,
+    sympy.Min: min,
+    sympy.Pow: lambda v: v[0] ** v[1],
+}
+"""What sympy's functions are on numbers; others are asked of sympy."""
+
+
+# Layers and versions are alike: the same few costs are written again and again.
+@lru_cache(maxsize=1 << 12)
+def cost_text(seconds: sympy.Expr) -> str:
+    """A cost as the passes note it down; `seconds_at` reads it."""
+    return str(seconds)
 
 
 def roofline(

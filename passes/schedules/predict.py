@@ -10,13 +10,14 @@ from ringc.ir.core import Function, Module
 from ringc.ir.ops.call import Call, Launch
 from ringc.ir.symbols import symbol
 from ringc.passes.schedules.candidates import typical_sizes
+from ringc.passes.schedules.model import at
 
 _FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor, "ceiling": sympy.ceiling, "exp": sympy.exp}
 
 
 def predicted_seconds(module: Module, version: Function, sizes: Mapping[str, int] | None = None) -> float:
     """Seconds that the cost model gives for one run of a version, at its typical sizes unless others are given."""
-    at = sizes or typical_sizes(version.notes["rows"], version.notes["serves"])
+    given = sizes or typical_sizes(version.notes["rows"], version.notes["serves"])
     known: dict[str, float] = {}
 
     def of(function: Function) -> float:
@@ -32,7 +33,7 @@ def predicted_seconds(module: Module, version: Function, sizes: Mapping[str, int
 
     def kernel(name: str) -> float:
         if name not in known:
-            known[name] = seconds_at(str(module.functions[name].notes.get("seconds", "0")), at)
+            known[name] = seconds_at(str(module.functions[name].notes.get("seconds", "0")), given)
         return known[name]
 
     return of(version)
@@ -40,5 +41,4 @@ def predicted_seconds(module: Module, version: Function, sizes: Mapping[str, int
 
 def seconds_at(text: str, sizes: Mapping[str, int]) -> float:
     """The value of a cost, as the passes note it down, for these sizes."""
-    cost = sympy.parse_expr(text, local_dict={n: symbol(n) for n in sizes} | _FUNCTIONS)
-    return float(cost.subs({symbol(k): v for k, v in sizes.items()}))
+    return at(sympy.parse_expr(text, local_dict={n: symbol(n) for n in sizes} | _FUNCTIONS), sizes)

@@ -12,7 +12,7 @@ from ringc.ir.ops.source import Constant
 from ringc.passes.schedules.candidates import problem_of
 from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
 from ringc.passes.schedules.linear_attention import Problem, forms, switch_length
-from ringc.passes.schedules.model import Rows, tokens_of
+from ringc.passes.schedules.model import Rows, cost_text, tokens_of
 from ringc.passes.target import Target
 
 
@@ -42,7 +42,11 @@ class Schedule:
 def schedule_of(module: Module, entry: Function, target: Target) -> Schedule:
     """The versions of an entry point, the most special first; the last has no guard."""
     problem = _mixer(module, entry)
-    costs = () if problem is None else tuple((n, str(c.seconds), c.illegal) for n, c in forms(problem, target).items())
+    costs = (
+        ()
+        if problem is None
+        else tuple((n, cost_text(c.seconds), c.illegal) for n, c in forms(problem, target).items())
+    )
     switch = None if problem is None else switch_length(problem, target)
     steepest = problem.steepest if problem else 0.0
     found = tuple(crossovers([f for f, _ in _functions(module, entry)], target))
