@@ -91,7 +91,7 @@ INPUT_IS_MODULE = signed(lambda m: m.update(input=m["module"]))
 OTHER_TENSORS = "gives the kernel attention_1 other tensors"
 SEEN_WHEN_READ: list[tuple[str, list[str], Damage, str]] = [
     ("another module", ["explain"], MODULE_IS_INPUT, "graph/00_input.ring lacks decode.one"),
-    ("another input", ["check"], INPUT_IS_MODULE, "graph/12_memory.ring lacks decode"),
+    ("another input", ["check"], INPUT_IS_MODULE, "_memory.ring lacks decode"),
     ("module without the kernel", ["inspect", "row_1", "--stage", "ir"], MODULE_IS_INPUT, "lacks row_1"),
     (
         "kernel of another type",
