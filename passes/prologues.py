@@ -2,13 +2,12 @@
 
 The norm in front of a product, the gate in front of the output projection, qk-norm and rope in front of linear attention: a kernel of their
 own writes what the next one reads, and costs a launch. For few rows it is cheaper to make them again in every program of the next
-kernel, and versions with a limit of rows are offered both ways, as `alternatives` that `select` prices. For many rows it isn't, but for the
+kernel, and versions for few rows are offered both ways, as `alternatives` that `select` prices. For many rows it isn't, but for the
 recurrence of a decode step, which reads each row once whatever their number. The chunked form reads rows twice, and takes nothing in front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from ringc.ir.core import Block, Effect, Module, Op
@@ -19,10 +18,14 @@ from ringc.ir.ops.shape import Reshape
 from ringc.passes.framework import Pass
 from ringc.passes.front import in_front, why_not_in_front
 from ringc.passes.regions import as_block, inlined, replace
+from ringc.passes.schedules.crossovers import ROWS_ALONE
 from ringc.passes.target import Target
 
-ROWS = {MatMul: ("a",), LinearAttention: ("q", "k", "v")}
-"""Anchors that take work in front, and the operands that it may make."""
+ANCHORS: dict[str, tuple[type[Op], tuple[str, ...]]] = {
+    "matmul": (MatMul, ("a",)),
+    "linear_attention": (LinearAttention, ("q", "k", "v")),
+}
+"""Families of regions that take work in front: their anchors, and the operands that it may make. A router's product is none of them."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +39,25 @@ class Prologues(Pass):
             return  # its kernels are made of calls: there is no program to do the work in
         for function in module.functions.values():
             notes = function.notes
-            limited = bool(notes.get("rows", (1, 0))[1])
-            anchors = {MatMul: limited, LinearAttention: limited or notes.get("serves") == "decode"}
+            few = 0 < notes.get("rows", (1, 0))[1] <= ROWS_ALONE
+            takes = {"matmul": few, "linear_attention": few or notes.get("serves") == "decode"}
             for op in list(function.body.ops):
                 if isinstance(op, Fused) and op.family == "row":
-                    _offer(function.body, op, {kind for kind, takes in anchors.items() if takes})
+                    _offer(function.body, op, [family for family in ANCHORS if takes[family]])
 
 
-def _offer(body: Block, rows: Fused, kinds: Collection[type[Op]]) -> None:
+def _offer(body: Block, rows: Fused, families: list[str]) -> None:
     """Put a choice in the place of row work and the one region that reads it, if one kernel can do both."""
     chain = _read_by_one(rows)
     if chain is None:
         return
-    taken, made, apart = as_block(body, chain)
-    flat = inlined(apart)
     region = chain[-1]
     assert isinstance(region, Fused)
-    if not _takes_front(flat, len(flat.ops) - len(region.body.ops), kinds):
+    if region.family not in families:
+        return
+    taken, made, apart = as_block(body, chain)
+    flat = inlined(apart)
+    if not _takes_front(flat, len(flat.ops) - len(region.body.ops), region.family):
         return
     together = Block([a.type for a in apart.args], [a.name for a in apart.args])
     fused = together.insert(Fused(tuple(together.args), region.family, flat))
@@ -78,11 +83,12 @@ def _read_by_one(rows: Fused) -> list[Op] | None:
     return None if reader is None else [*chain, reader]
 
 
-def _takes_front(flat: Block, count: int, kinds: Collection[type[Op]]) -> bool:
-    """Whether anchors of these kinds take the first `count` operations: as their rows alone, and in a form that can make those."""
-    rows = {op: [getattr(op, name) for name in ROWS[type(op)]] for op in flat.ops if type(op) in kinds}
+def _takes_front(flat: Block, count: int, family: str) -> bool:
+    """Whether the anchors of a region take the first `count` operations: as their rows alone, and in a form that can make those."""
+    kind, names = ANCHORS[family]
+    rows = {op: [getattr(op, name) for name in names] for op in flat.ops if isinstance(op, kind)}
     front = set(in_front(flat, *(v for made in rows.values() for v in made)))
-    if not rows or front & rows.keys() or not front.issuperset(flat.ops[:count]):
+    if front & rows.keys() or not front.issuperset(flat.ops[:count]):
         return False
     read = [(op, v) for op in flat.ops if op not in front for v in op.inputs() if v.op in front]
     if not all(v in rows.get(op, ()) for op, v in read):

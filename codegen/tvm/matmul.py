@@ -49,7 +49,8 @@ def emit(kernel: Kernel) -> str:
     with w.indented():
         anchors = [op for op in body.ops if isinstance(op, MatMul)]
         if anchors:
-            left = prologue(stages, body, anchors[0].a, parallel=kernel.implementation["rows"] > 1)
+            # What stands in front is of few rows: waking a second thread for them takes longer than they do.
+            left = prologue(stages, body, anchors[0].a, parallel=False)
             _Product(
                 stages, body, anchors, left, head.outputs, kernel.implementation["rows"], kernel.implementation["block"]
             ).write()

@@ -60,7 +60,7 @@ def _decode(limits: Sequence[int]) -> Iterator[Version]:
 
     One sequence alone is the usual case, and has a version on every target.
     """
-    low, names = 1, iter(("one", "few", "some"))
+    low, names = 1, iter(("one", "few", "some", "more"))  # a cut at most for each of three regimes
     for limit in (1, *(few for few in limits if few > 1)):
         yield Version(next(names), f"N <= {limit}", (low, limit), "recurrent")
         low = limit + 1

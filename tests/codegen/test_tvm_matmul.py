@@ -135,6 +135,12 @@ def test_vector_loops_have_no_conditions() -> None:
         assert inside and not any("if" in line or "Select" in line for line in inside)
 
 
+@pytest.mark.parametrize("name", ["normed", "gate", "normed_swiglu"])
+def test_work_in_front_wakes_no_thread(name: str) -> None:
+    """It is of few rows, which one thread has done before another is awake: the one parallel loop is the product's."""
+    assert emit(CASES[name]()).text.count("in T.parallel(") == 1
+
+
 def test_memory_is_taken_once_a_task(make: Callable[[str], Built]) -> None:
     """Accumulators of one row lie on the stack; a tile's are taken from the pool at most once for each product and size of tile."""
     assert make("one_row").built.resources["heap_workspaces"] == 0

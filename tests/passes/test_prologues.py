@@ -38,6 +38,13 @@ SWIGLU = """func @f(%x: f32[N, 32], %norm: f32[32], %g: f32[24, 32], %u: f32[24,
   return %h
 }"""
 
+ROUTER = """func @f(%x: f32[N, 32], %norm: f32[32], %w: f32[8, 32]) with {rows = [1, 16]} {
+  %n = rms_norm(%x, %norm)
+  %logits = matmul(%n, %w) {transpose_b = true}
+  %experts, %weights = route(%logits, _) {top_k = 2}
+  return %experts, %weights
+}"""
+
 RECURRENT = """func @f(%wide: f32[N / B, 96], %norm: f32[8], %slopes: f32[4], %state: state<f32[P; 4, 8, 8]>, %slots: i32[B],
     %offsets: i32[B + 1]) with {rows = [1, 16]} {
   %0 = slice(%wide) {axis = 1, start = 0, stop = 32}
@@ -101,6 +108,7 @@ def test_row_work_may_be_a_part_of_its_only_reader(text: str, family: str) -> No
     [
         pytest.param(SWIGLU, "return %h", "return %h, %n", id="something else reads the rows"),
         pytest.param(SWIGLU, "[1, 1]", "[17, 0]", id="any number of rows"),
+        pytest.param(SWIGLU, "[1, 1]", "[17, 400]", id="many rows, though not any number"),
         pytest.param(RECURRENT, '"recurrent"', '"chunked", steepest = 0.5', id="the chunked form"),
         pytest.param(RECURRENT, "return %o, %s", "return %o, %s, %q", id="the queries leave"),
         pytest.param(
@@ -114,6 +122,12 @@ def test_row_work_may_be_a_part_of_its_only_reader(text: str, family: str) -> No
 def test_what_is_not_offered(text: str, old: str, new: str) -> None:
     assert old in text
     _, found = offered(text.replace(old, new))
+    assert not found
+
+
+@pytest.mark.parametrize("on", ["cpu", "sm_90"])
+def test_routing_takes_no_row_work_but_its_own_product(on: str) -> None:
+    _, found = offered(ROUTER, on)
     assert not found
 
 

@@ -21,6 +21,7 @@ from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
 from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, forms, switch_length
 from ringc.passes.schedules.model import N, at, crossover
 from ringc.passes.schedules.predict import predicted_seconds, seconds_at
+from ringc.passes.schedules.ranges import schedule_of
 from ringc.passes.target import TARGETS, target
 from tests.passes.support_model import Program, launched, tiny_spec
 
@@ -180,6 +181,21 @@ class TestFewRows:
     )
     def test_crossovers_that_are_close_share_a_cut(self, rows: list[int | None], limits: list[int]) -> None:
         assert cuts([Crossover(str(i), n, "") for i, n in enumerate(rows)]) == limits
+
+    def test_every_crossover_may_have_a_cut_of_its_own(self) -> None:
+        """Of a narrow model with very many experts: tiles of rows, threads and tiles of experts' rows pay far from each other."""
+        text = """module @m level fused
+symbol B >= 1
+symbol N >= 1
+func @decode(%x: f32[N / B, 4], %w: f32[4, 4], %g: f32[N / 1024, 4], %e: f32[1024, 1, 4], %offsets: i32[1025]) with {entry = "decode"} {
+  %y = matmul(%x, %w) {transpose_b = true} : f32[N / B, 4]
+  %z = segment_matmul(%g, %e, %offsets) : f32[N / 1024, 1]
+  return %y, %z
+}"""
+        module = parse_module(text)
+        versions = schedule_of(module, module.functions["decode"], target("cpu")).versions
+        assert len({v.name for v in versions}) == len(versions) == 5
+        assert [v.rows[0] for v in versions[1:]] == [v.rows[1] + 1 for v in versions[:-1]]
 
     def test_versions_end_where_the_crossovers_are(self) -> None:
         module = Program(tiny_spec(), default_pipeline()).lowered
