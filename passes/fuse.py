@@ -105,7 +105,7 @@ class _Fuser:
             self.anchor(op)
         for region in self.regions:
             self.grow(region)
-        self.prologues()
+        self.take_loads()
         if self.options.rows:
             self.row_regions()
         for region in self.in_order():
@@ -215,7 +215,7 @@ class _Fuser:
     def only_user(self, leaving: list[Value], user: Op) -> bool:
         return all(set(v.uses) == {user} for v in leaving if user in v.uses)
 
-    def prologues(self) -> None:
+    def take_loads(self) -> None:
         """What is cheap to make again while loading: the gather of an expert product's rows, the router's product, a reshape of keys."""
         for region in self.regions:
             anchor = region.anchors[0]

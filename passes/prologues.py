@@ -1,9 +1,10 @@
 """Prologues: beside a product or a recurrence of few rows, one kernel that does the row work in front of it too.
 
 The norm in front of a product, the gate in front of the output projection, qk-norm and rope in front of linear attention: a kernel of their
-own writes what the next one reads, and costs a launch. For few rows it is cheaper to make them again in every program of the next
-kernel, and versions for few rows are offered both ways, as `alternatives` that `select` prices. For many rows it isn't, but for the
-recurrence of a decode step, which reads each row once whatever their number. The chunked form reads rows twice, and takes nothing in front.
+own writes what the next one reads, and costs a launch. For few rows it is cheaper to make them in the next kernel, once in memory on a CPU
+and in every program again on a GPU, and versions for few rows are offered both ways, as `alternatives` that `select` prices. For many rows
+it isn't, but for the recurrence of a decode step, which reads each row once whatever their number. The chunked form reads rows twice, and
+takes nothing in front.
 """
 
 from __future__ import annotations

@@ -135,15 +135,15 @@ class _Chooser:
                 self.configure(copy)
                 made.append(copy)
         won, others = prices[best], [p for p in prices if p is not prices[best]]
-        made[0].lost += tuple(
+        # Noted with the kernel that the choice is about, not with row work in front of it.
+        chosen = next((region for region in made if region.family != "row"), made[0])
+        chosen.lost += tuple(
             (p.way.implementation, cost_text(p.way.seconds), p.way.illegal, cost_text(won.way.seconds)) for p in others
         )
         if by_record:
             sizes = sizes_text(sizes_of(way, *service(self.function)))
             legal = [p for p in others if not p.way.illegal]
-            made[0].measured += tuple(
-                (sizes, p.way.implementation, _text(p.seconds), _text(won.seconds)) for p in legal
-            )
+            chosen.measured += tuple((sizes, p.way.implementation, _text(p.seconds), _text(won.seconds)) for p in legal)
         for old, output in zip(op.results, way.outputs, strict=True):
             mapping[output].name = old.name
             body.replace_uses(old, mapping[output])

@@ -25,6 +25,9 @@ COPIED = 64 << 20
 FLUSHED = 256 << 20
 """Bytes that are written to empty a GPU's second-level cache."""
 
+UNSTEADY = 1.5
+"""How many times the shortest launch the median may take on a machine that does nothing else; on a quiet one it is below 1.2."""
+
 Bind = Callable[[Sequence[torch.Tensor]], Callable[[], None]]
 """Makes a launch on tensors that stay where they are."""
 
@@ -53,6 +56,11 @@ class Timer:
     def median(self) -> float:
         """Seconds of a launch."""
         return statistics.median(self._times or [self._first])
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether the machine was busy with something else: launches took far longer than the shortest, most of the time."""
+        return bool(self._times) and self.median > UNSTEADY * min(self._times)
 
 
 def timer(bind: Bind, tensors: Sequence[torch.Tensor]) -> Timer:

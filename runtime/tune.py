@@ -56,13 +56,14 @@ Progress = Callable[[str, int, int], None]
 class Option:
     """One way to compute what a place computes: its implementations, predicted and measured seconds.
 
-    `failed` says of implementations that weren't timed why; such an option has no measured time.
+    `failed` says of implementations that weren't timed why; such an option has no measured time. `unsteady`: times of some differed much.
     """
 
     name: str
     predicted: float
     measured: float | None
     failed: Mapping[str, str] = field(default_factory=dict)
+    unsteady: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ class Bench:
         self.folder = folder
         self.entries: dict[Key, Entry] = {}
         self.failed: dict[Key, str] = {}
+        self.unsteady: set[Key] = set()
         self._kernels: dict[Key, Kernel] = {}
         self._loaded: Kernels | None = None
 
@@ -246,6 +248,7 @@ class Bench:
         for turn in range(ROUNDS):
             for one in timers.values():
                 one.spend(SECONDS * (turn + 1) / ROUNDS)
+        self.unsteady.update(key for key, one in timers.items() if one.unsteady)
         for key, one in timers.items():
             # Four digits: the rest is noise, and this reads better.
             self.entries[key] = Entry(key[0], what[key], key[1], key[2], float(f"{one.median:.4g}"))
@@ -277,7 +280,8 @@ class Bench:
                 predicted = sum(at(c.seconds, typical_sizes(r.rows, r.serves)) for r, c in taken)
                 measured = None if failed else sum(self.entries[key].seconds for key in keys)
                 name = " + ".join(key[2] for key in keys)
-                options.append(Option(f"{label}: {name}" if label else name, predicted, measured, failed))
+                unsteady = not self.unsteady.isdisjoint(keys)
+                options.append(Option(f"{label}: {name}" if label else name, predicted, measured, failed, unsteady))
         return Tuned(choice.what, choice.sizes, tuple(options))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,11 +60,12 @@ def _warn(arch: int | None) -> None:
     """Say that the assembler which made the kernels is known to make wrong ones; running them is refused."""
     if arch is None:
         return
+    from ringc.cli.console import warn
     from ringc.codegen.triton.toolchain import find_toolchain, toolchain_problems
 
     for bad in toolchain_problems(find_toolchain(arch), "run"):
         if bad.severity == "error":
-            sys.stderr.write(f"warning: {bad.what}\n  = help: {bad.remedy}\n")
+            warn(bad.what, bad.remedy)
 
 
 def _summary(compiled: Compiled, seconds: float) -> None:

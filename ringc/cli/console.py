@@ -24,6 +24,11 @@ def out(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
+def warn(message: str, help: str) -> None:
+    """Print a warning and its remedy."""
+    sys.stderr.write(f"warning: {message}\n  = help: {help}\n")
+
+
 def console() -> Console:
     """A rich console on the standard output; wide where it is no terminal, so that tables aren't cut."""
     from rich.console import Console

@@ -56,7 +56,10 @@ def _versions(artifact: Artifact, module: Module) -> None:
             out(f"{entry}: the chunked form of linear attention costs less {when}")
         for regime, rows, why, *_ in notes.get("crossovers", ()):
             when = "never" if rows is None else f"from {rows} rows on"
-            out(f"{entry}: {regime} go the way of many rows {when} ({why})")
+            cuts = [version["rows"][1] for version in found if version["rows"][1]]
+            near = min(cuts, key=lambda cut: max(cut / rows, rows / cut)) if rows and cuts else 0
+            served = f"; the version up to {near} rows serves it" if near and near + 1 != rows else ""
+            out(f"{entry}: {regime} go the way of many rows {when} ({why}{served})")
 
 
 def _forms(module: Module) -> None:

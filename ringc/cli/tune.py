@@ -33,7 +33,7 @@ def tune(
 
     Wherever several kernels could compute something, all of them are checked and timed. `ringc compile --record` goes by the times.
     """
-    from ringc.cli.console import bar, out, table
+    from ringc.cli.console import bar, out, table, warn
 
     with bar() as progress:
         from ringc import api
@@ -48,6 +48,12 @@ def tune(
     failed = {(one.what, *item) for one in tuned for option in one.options for item in option.failed.items()}
     for what, name, why in sorted(failed):
         out(f"not recorded: {name} {why} ({what})")
+    unsteady = sum(any(option.unsteady for option in one.options) for one in tuned)
+    if unsteady:
+        warn(
+            f"times of {unsteady} choices are unsteady: this machine was busy with something else",
+            "tune again when it is quiet; what is measured again replaces what the record has",
+        )
     out(f"use it with: ringc compile {spec} -o DIR --target {target} --record {output}")
     if any(why == WRONG for *_, why in failed):
         raise typer.Exit(1)
@@ -64,6 +70,7 @@ def _rows(one: Tuned) -> list[tuple[str, ...]]:
         head = (_short(one.what), sizes_text(one.sizes)) if i == 0 else ("", "")
         notes = ["fastest"] if option is one.fastest else []
         notes += ["model's choice"] if option is one.by_model else []
+        notes += ["unsteady"] if option.unsteady else []
         if option.measured is None:
             notes += [", ".join(option.failed.values())]
             rows.append((*head, option.name, "", duration(option.predicted), "", ", ".join(notes)))

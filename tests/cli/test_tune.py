@@ -189,6 +189,15 @@ def test_the_first_launch_counts_only_where_there_is_no_time_for_another() -> No
     assert quick.median == 1e-6
 
 
+def test_a_machine_that_is_busy_is_noticed() -> None:
+    busy, quiet = iter([1e-9, 0.1, 0.2, 0.3]), iter([1e-9, 0.1, 0.11])
+    timers = Timer(lambda: next(busy, 0.2)), Timer(lambda: next(quiet, 0.1))
+    assert not any(one.unsteady for one in timers)  # of one launch nothing is known
+    for one in timers:
+        one.spend(1e-4)
+    assert [one.unsteady for one in timers] == [True, False]
+
+
 def test_a_record_is_json_that_people_can_read(tuned: tuple[Path, list[tune.Tuned]]) -> None:
     data = json.loads(tuned[0].read_text())
     assert data["format_version"] == 1
