@@ -92,16 +92,18 @@ def measures(
     largest = float(exact.abs().max()) or 1.0
     error, usual = (float(x.abs().max()) / largest for x in (off, usually_off))
     yield error, MULTIPLE * usual + rounding + beside, "largest element"
-    whole = float(exact.square().mean().sqrt()) or 1.0
     for (measure, errors), (_, usuals), (_, sizes) in zip(*map(_means, (off, usually_off, exact)), strict=True):
         # A slice is held against what is common, so that one that is bad excuses no other; its own error counts where it is more.
         some = (usuals / sizes)[(usuals > 0) & (sizes > 0)]
         common = float(some.median()) if len(some) else 0.0
-        # What is added up may cancel in a slice: then its errors are those of the terms, which are as large as in others.
-        floor = rounding * sizes + beside * sizes.clamp(min=whole)
+        # What is added up may cancel in a slice: then its errors are those of the terms, which are as large as in most others. A few
+        # that are far larger say nothing of them.
+        ranked = sizes[sizes > 0].sort().values
+        typical = float(ranked[len(ranked) // 2]) if len(ranked) else 1.0
+        floor = rounding * sizes + beside * sizes.clamp(min=typical)
         allowed = torch.maximum(MULTIPLE * common * sizes, SAME_SLICE * usuals) + floor
         at = int((errors / allowed).nan_to_num(math.inf).argmax())
-        size = float(sizes[at]) or whole
+        size = float(sizes[at]) or typical
         yield float(errors[at]) / size, float(allowed[at]) / size, f"{measure}{at}" if len(sizes) > 1 else measure
 
 

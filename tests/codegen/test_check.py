@@ -344,6 +344,25 @@ class TestMeasures:
         assert not one.passed
         assert one.measure == "mean at [30"
 
+    @pytest.mark.parametrize(("type", "coarse"), [(torch.float32, 0.0), (torch.bfloat16, 2.0**-8)])
+    def test_a_huge_row_excuses_no_other(self, type: torch.dtype, coarse: float) -> None:
+        exact = torch.randn(40, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        exact[3] *= 1e7
+        plain, made = exact.to(type), exact.clone()
+        assert compare("x", plain, exact, plain, coarse).passed
+        made[30] *= 1.02
+        one = compare("x", made.to(type), exact, plain, coarse)
+        assert not one.passed
+        assert one.measure == "mean at [30"
+
+    def test_rows_of_zeros_excuse_no_other(self) -> None:
+        exact = self.exact() * 1e-6
+        exact[5:] = 0.0
+        made = exact.clone()
+        assert compare("x", made, exact, exact, 0.0).passed
+        made[2] *= 1.02
+        assert not compare("x", made, exact, exact, 0.0).passed
+
     def test_elements_that_are_no_numbers(self) -> None:
         for value in (float("nan"), float("inf")):
             made = self.exact()

@@ -106,6 +106,28 @@ func @scales(%x: f32[N, 700], %y: f32[N, 700], %n: f32[700], %gate: f32[48, 700]
   return %11
 }"""
 
+NESTED = """
+func @nested(%x: f32[N, 700], %w: f32[20, 700]) {
+  %0 = max(%x) {axes = [1], keep = true} : f32[N, 1]
+  %1 = sub(%x, %0) : f32[N, 700]
+  %2 = exp(%1) : f32[N, 700]
+  %3 = sum(%2) {axes = [1], keep = true} : f32[N, 1]
+  %4 = rsqrt(%3) : f32[N, 1]
+  %5 = mul(%x, %4) : f32[N, 700]
+  %6 = matmul(%5, %w) {transpose_b = true} : f32[N, 20]
+  return %6
+}"""
+"""A row's factor whose sum rests on another reduction."""
+
+SPREAD_OUT = """
+func @spread_out(%x: f32[N, 700], %n: f32[700], %w: f32[20, 700]) {
+  %0 = max(%x) {axes = [1], keep = true} : f32[N, 1]
+  %1 = mul(%0, %n) : f32[N, 700]
+  %2 = matmul(%1, %w) {transpose_b = true} : f32[N, 20]
+  return %2
+}"""
+"""A row's factor times what is the same in all rows."""
+
 
 def gate(groups: int, extent: int, m: int = 48) -> str:
     """The gate of linear attention with so many groups of a size."""
@@ -130,6 +152,8 @@ REGIONS = {
     "centred_long": CENTRED.format(d=300, k=1200),
     "centred_longer_than_a_tile": CENTRED.format(d=2050, k=8200),
     "scales": SCALES,
+    "nested": NESTED,
+    "spread_out": SPREAD_OUT,
 }
 
 

@@ -166,6 +166,24 @@ def test_what_lies_beyond_the_horizon_is_skipped(
     assert distance(other[:, 1], usual[:, 1].double()) > 1e3
 
 
+@pytest.mark.parametrize(
+    ("token", "begin", "size", "slope"),
+    # 18 tokens before the second segment, of a horizon of 20; 66 before the third, of 67.
+    [(45, 64, 1e7, 0.9), (61, 128, 1e8, 0.28)],
+    ids=["part of a segment", "whole segments"],
+)
+def test_what_lies_just_within_the_horizon_is_read(
+    interpreter: InterpreterWorker, tmp_path: Path, token: int, begin: int, size: float, slope: float
+) -> None:
+    """A token so huge that it is as large as the others when it is nearly forgotten."""
+    assert 0.5 < size * math.exp(-slope * (begin - 1 - token)) < 2.0
+    given = inputs(1, 16, 16, [200], [1], [slope])
+    given[1][token] *= size
+    made = mixer(1, 16, 16, SEGMENTS)
+    (o, _), (want, _) = run(interpreter, tmp_path, made, given), reference(made, given)
+    assert distance(o[begin : begin + 4], want[begin : begin + 4]) < 1e-4
+
+
 def horizon_of(interpreter: InterpreterWorker, folder: Path, slope: float) -> int:
     """What the kernels compute."""
     path = folder / "horizon.py"

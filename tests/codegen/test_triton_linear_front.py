@@ -158,6 +158,15 @@ ROWS = Front(
 )  # fmt: skip
 """A norm over all heads, and a search for each token's sequence."""
 
+JOINED = Front(
+    2, 24, 20,
+    "%q: f32[N / B, 2, 24], %k: f32[N / B, 2, 24], %a: f32[N / B, 2, 7], %b: f32[N / B, 2, 13], %w: f32[20]",
+    """
+  %y = concat([%a, %b]) {axis = 2} : f32[N / B, 2, 20]
+  %v = rms_norm(%y, %w) : f32[N / B, 2, 20]""",
+)  # fmt: skip
+"""A norm of a concatenation that is not as long as keys."""
+
 FRONTS = {
     "ring": wide(2, 64, 16),
     "whole rope, no power of two": wide(3, 24, 12),
@@ -168,6 +177,7 @@ FRONTS = {
     "tables": TABLES,
     "groups": GROUPS,
     "rows": ROWS,
+    "joined": JOINED,
 }
 
 
