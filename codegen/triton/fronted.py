@@ -1,4 +1,4 @@
-"""Products of few rows that make their left operand themselves: a norm or a gate in front of a dense product, generated from the region.
+"""Products of one row that make their left operand themselves: a norm or a gate in front of a dense product, generated from the region.
 
 As in `matmul` for few rows, a program takes a few rows of the weight whole, which is the left operand of the dot. The other operand's
 piece of each step is not loaded but computed from what stands in front, in f32, and rounded to the type in which a kernel of its own would
@@ -9,7 +9,9 @@ few rows. Reductions in front take all of a row, or groups of neighbours (`ringc
 * a whole row's may only scale it, as a norm's does: then the product is scaled (`scale`), and the reduction is made beside it;
 * others are reduced before the steps that need them, in a pass of its own over the row or the group.
 
-One row alone is computed as one, and repeated for the dot; 16 rows are the width of a dot, more take a program for every 16.
+A program makes one row, and repeats it for the dot. That is right for any number of rows, and meant for one: with each further row all of
+the weight is read once more. Making 16 rows in a program, the width of a dot, was slower for 2 to 16 rows than two kernels, but for a norm
+in front of one product.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ STEP = 512
 """Most elements of a row that are held for a reduction within a step."""
 
 TILE = 8192
-"""Elements, of all rows together, that are reduced at once: 64 registers of each thread."""
+"""Elements that are reduced at once: 64 registers of each thread."""
 
 FLYING = 64 << 10
 """Bytes of the weights that a program keeps on their way, about: 132 processors then have 8 MB in flight."""
@@ -53,8 +55,6 @@ class Steps:
     groups: int
     extent: int
     whole: bool
-    held: int
-    """Rows of the left operand that are computed: one, or as many as the dot takes."""
     tiling: Tiling
 
     @property
@@ -79,7 +79,7 @@ class Steps:
 
 
 def emit(kernel: Kernel) -> str:
-    """The file of a dense product of few rows with row work in front.
+    """The file of a dense product with row work in front.
 
     Raises:
         CodegenError: what stands in front can't be computed piece by piece, or what stands behind is not pointwise.
@@ -88,39 +88,29 @@ def emit(kernel: Kernel) -> str:
     _check(p)
     scaled = scaled_behind(p.body) if reduced_extent(in_front(p.body, p.left)) > STEP else None
     p = Product(kernel, p.taken, scaled) if scaled is not None else p
-    one, few = steps(p, held=1), steps(p, held=FEW)
-    plans = {f"{p.name}_one": one, f"{p.name}_few": few}
-    bodies = {name: _body(p, plan) for name, plan in plans.items()}
-    sizes = sorted({s for _, symbols in bodies.values() for s in symbols})
-    numbers = ["rows", *one.counts, *sizes]
+    plan = steps(p)
+    tiles, symbols = _body(p, plan)
+    numbers = [*plan.counts, *sorted(symbols)]
 
     w = Writer()
     head(w)
-    for name, (tiles, _) in bodies.items():
-        w("\n")
-        w(decorator(numbers))
-        constants = ", ".join(f"{c}: tl.constexpr" for c in few.tiling.constants)
-        with w.block(f"def {name}({', '.join([*p.tensors.all, *numbers])}, {constants}):"):
-            tiles.scopes[0].write(w)
-    signature = p.tensors.signature(p.tensors.all, numbers)
-    jobs = [
-        # Of one row ptxas makes 48 registers and spills, unless it is told that it may take more.
-        Job(n, signature, s.tiling.constants, s.tiling.warps, s.tiling.stages, {"maxnreg": 255} if s.held == 1 else {})
-        for n, s in plans.items()
-    ]
     w("\n")
-    w(jobs_text(jobs))
+    w(decorator(numbers))
+    constants = ", ".join(f"{c}: tl.constexpr" for c in plan.tiling.constants)
+    with w.block(f"def {p.name}({', '.join([*p.tensors.all, *numbers])}, {constants}):"):
+        tiles.scopes[0].write(w)
+    signature = p.tensors.signature(p.tensors.all, numbers)
+    # ptxas makes 48 registers of it and spills, unless it is told that it may take more.
+    job = Job(p.name, signature, plan.tiling.constants, plan.tiling.warps, plan.tiling.stages, {"maxnreg": 255})
+    w("\n")
+    w(jobs_text([job]))
     w("\n")
     with w.block(f"def launch({', '.join(p.tensors.all)}):"):
-        w(f"rows = {p.tensors.outputs[0]}.shape[0]")
-        for line in p.tensors.size_lines(sizes):
+        for line in p.tensors.size_lines(sorted(symbols)):
             w(line)
-        given = ", ".join([*p.tensors.all, *(str(one.counts.get(n, n)) for n in numbers)])
-        columns = -(-p.columns // few.tiling.columns)
-        with w.block("if rows == 1:"):
-            w(f"{p.name}_one[({columns},)]({given}, **pinned(JOBS[0]))")
-        with w.block("else:"):
-            w(f"{p.name}_few[(triton.cdiv(rows, {FEW}) * {columns},)]({given}, **pinned(JOBS[1]))")
+        given = ", ".join([*p.tensors.all, *(str(plan.counts.get(n, n)) for n in numbers)])
+        grid = f"{p.tensors.outputs[0]}.shape[0] * {-(-p.columns // plan.tiling.columns)}"
+        w(f"{p.name}[({grid},)]({given}, **pinned(JOBS[0]))")
     return w.text()
 
 
@@ -134,19 +124,19 @@ def _check(p: Product) -> None:
             raise CodegenError(f"@{p.name}: '{op.name}' behind the product isn't pointwise")
 
 
-def steps(p: Product, held: int) -> Steps:
+def steps(p: Product) -> Steps:
     """The walk through K, and the configuration: about as many programs as processors, and `FLYING` bytes of weights in flight.
 
-    Tiles are 256 long where registers last: a vector of 256 is 4 bytes of each thread, the least that can be on its way asynchronously.
+    Tiles are 256 long: a vector of 256 is 4 bytes of each thread, the least that can be on its way asynchronously.
     """
     anchors = len(p.anchors)
     columns = next((c for c in ((64, 32) if anchors == 1 else (32,)) if p.columns // c >= PROCESSORS), 16)
     columns = max(16, min(columns, power_of_two(p.columns)))
     reduced = reduced_extent(in_front(p.body, p.left))
     extent = reduced or p.inner
-    each = columns * p.bytes * anchors + FEW * _row_bytes(p)  # bytes that a step loads for each place of K
+    each = columns * p.bytes * anchors + _row_bytes(p)  # bytes that a step loads for each place of K
     whole = 0 < reduced <= STEP and reduced * each <= ROOM
-    inner = longest = max(16, (128 if whole and held > 1 else 256) * 2 // max(2, p.bytes))
+    inner = longest = max(16, 512 // max(2, p.bytes))
     if not whole:
         even = extent & -extent
         inner = max(16, min(longest, power_of_two(extent), even if even >= 32 else longest))
@@ -156,8 +146,8 @@ def steps(p: Product, held: int) -> Steps:
         inner = max(16, power_of_two(extent))
     length = extent if whole else inner
     step = columns * length * p.bytes * anchors
-    stages = max(2, min(6, 1 + FLYING // step, 1 + ROOM // (step + length * held * _row_bytes(p))))
-    return Steps(p.inner // extent, extent, whole, held, Tiling(FEW, columns, inner, 4, stages))
+    stages = max(2, min(6, 1 + FLYING // step, 1 + ROOM // (step + length * _row_bytes(p))))
+    return Steps(p.inner // extent, extent, whole, Tiling(FEW, columns, inner, 4, stages))
 
 
 def _row_bytes(p: Product) -> int:
@@ -173,25 +163,22 @@ def _row_bytes(p: Product) -> int:
 
 def _body(p: Product, plan: Steps) -> tuple[Tiles, set[str]]:
     t, symbols = p.new_tiles((1, 0))
-    held, tiling, whole = plan.held, plan.tiling, p.columns % plan.tiling.columns == 0
+    tiling, whole = plan.tiling, p.columns % plan.tiling.columns == 0
     column_tiles = -(-p.columns // tiling.columns)
-    if held == 1:
-        t.line("# One row: a program for COLUMNS rows of the weight.")
-        columns_of(t, "tl.program_id(0)", p.columns, whole=whole)
-        t.line("row = tl.arange(0, ROWS)[None, :]")
-    else:
-        t.line("# A program for ROWS rows, and COLUMNS rows of the weight.")
-        t.line("program = tl.program_id(0)")
-        columns_of(t, f"(program % {column_tiles})", p.columns, whole=whole)
-        t.line(f"row = ((program // {column_tiles}).to(tl.int64) * ROWS + tl.arange(0, ROWS))[None, :]")
-    t.line("row_in = row < rows")
+    t.line(
+        "# A program for one row and COLUMNS rows of the weight. ROWS, the width of a dot, repeat the row; the first is stored."
+    )
+    t.line("program = tl.program_id(0)")
+    columns_of(t, f"(program % {column_tiles})", p.columns, whole=whole)
+    t.line(f"first = (program // {column_tiles}).to(tl.int64)")
+    t.line("row = (first + tl.arange(0, ROWS))[None, :]")
+    t.line("row_in = row == first")
     t.line("inner = tl.arange(0, INNER)")
-    wide = held > 1
-    row = Axis("row", 0, None if wide else FEW - 1, wide=wide, slot=0, block=tiling.rows, inside="row_in")
+    row = Axis("row", 0, None, wide=True, slot=0, block=tiling.rows, inside="row_in")
     accumulators = p.begin(t, "[COLUMNS, ROWS]")
     cuts = {plan.extent: Cut(plan.extent, points=tuple(plan.tiles[1:]))} if len(plan.tiles) > 1 else {}
     ahead = max(2, min(4, 1 + ROOM // (TILE * _row_bytes(p))))
-    reader = Reader(t, cuts, held=Held(TILE // held, TILE // held, ahead))
+    reader = Reader(t, cuts, held=Held(TILE, TILE, ahead))
     _steps(p, t, reader, plan, accumulators, row)
     t.line("column = columns[:, None]")
     inside = "" if whole else f"(column < {p.columns})"
@@ -202,7 +189,7 @@ def _body(p: Product, plan: Steps) -> tuple[Tiles, set[str]]:
 
 def _steps(p: Product, t: Tiles, reader: Reader, plan: Steps, accumulators: list[str], row: Axis) -> None:
     """The loops over K: a piece of each weight, the left operand's piece, their product."""
-    here = Index(((row, 1),)) if plan.held > 1 else Index()
+    here = Index(((Axis("first", 0, None, wide=True), 1),))
     outer = t.scopes[-1]
     place = "start + inner" if plan.stepped else "inner"
     k_in = "k_in" if plan.uneven else ""
@@ -235,8 +222,7 @@ def _steps(p: Product, t: Tiles, reader: Reader, plan: Steps, accumulators: list
             for line in p.loads(accumulators, f"({from_})" if " + " in from_ else from_, mask):
                 t.line(line)
             t.line(f"left = {_left(p, t, reader, [here, first + Index(constant=low)], k_in)}")
-            if plan.held == 1:
-                t.line("left = tl.broadcast_to(left, [INNER, ROWS])")
+            t.line("left = tl.broadcast_to(left, [INNER, ROWS])")
             for line in p.dots(accumulators, "left", swapped=True):
                 t.line(line)
         riding = {op: reader.ride(op, [here, first], k, outer) for op in _behind(p)}

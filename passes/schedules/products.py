@@ -17,11 +17,10 @@ from ringc.passes.target import Target
 TENSOR_CORE_ROWS = 16
 """Rows up to which `triton.matmul` streams the weight, in a function beside that of the tiles: the height of a tensor core's tile."""
 
-MAKING_ONE, MAKING_FEW = 0.6e-6, 9e-6
-"""Seconds by which a GPU's product takes longer when it makes its left operand itself: of one row, and of 2 to 16, for which 16 are made.
+MAKING = 0.6e-6
+"""Seconds by which a GPU's product of one row takes longer when it makes its left operand itself.
 
-H200, one row: a norm and 2048 -> 8192 16.7 us (apart 18.6), a norm and SwiGLU of 5120 20.6 (22.6), a gate and 2048 -> 2048 11.1 (12.5).
-8 rows: 16.6 (18.2), 34.8 (22.2), 20.6 (12.7).
+H200: a norm and 2048 -> 8192 16.7 us (apart 18.6), a norm and SwiGLU of 5120 20.6 (22.6), a gate and 2048 -> 2048 11.1 (12.5).
 """
 
 
@@ -43,14 +42,10 @@ def fronted(body: Block, rows: Rows, target: Target) -> Candidate:
     """A GPU's product that makes its left operand itself, in every program again."""
     _, product = parted(body)
     illegal = before_product(body)
-    if not 0 < rows[1] <= TENSOR_CORE_ROWS:
-        illegal = (
-            illegal
-            or f"for more than {TENSOR_CORE_ROWS} rows each tile of the product would make its left operand again"
-        )
+    if rows[1] != 1:
+        illegal = illegal or "it is for one row: with each further one all of the weight is read once more"
     seconds = roofline(target, flops_of(product), region_bytes(body), rate=0.8 * target.matrix_rate, bandwidth=0.85)
-    making = MAKING_ONE if rows[1] == 1 else MAKING_FEW
-    return Candidate("triton.matmul_fronted", seconds + sympy.Float(making), illegal)
+    return Candidate("triton.matmul_fronted", seconds + sympy.Float(MAKING), illegal)
 
 
 def alone(body: Block, target: Target) -> list[Candidate]:
