@@ -266,12 +266,10 @@ def main() -> None:
         "gate_add_project": ("gate", "add_project"),
     }
     for function, (front, product) in pairs.items():
-        row(f"{function} T=1", "ringc matmul_fronted", partial(ours, function, "triton.matmul_fronted", one))
-        row(
-            f"{function} T=1",
-            "ringc row, then matmul",
-            partial(both, (front, "triton.row"), (product, "triton.matmul"), one),
-        )
+        sizes = one | {"N": 1}
+        row(f"{function} T=1", "ringc matmul_fronted", partial(ours, function, "triton.matmul_fronted", sizes))
+        apart = partial(both, (front, "triton.row"), (product, "triton.matmul"), sizes)
+        row(f"{function} T=1", "ringc row, then matmul", apart)
     for n in (1, 16):
         for function in ("norm", "combine", "combine_norm"):
             row(f"{function} T={n}", "ringc row", partial(ours, function, "triton.row", one | {"N": n}))
