@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from ringc.ir.core import Block, Op, Value
 from ringc.ir.elements import Elementwise
@@ -15,6 +15,7 @@ from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice
 from ringc.ir.ops.source import Constant
 from ringc.ir.symbols import Dim, Shape, product
 from ringc.ir.types import StateType
+from ringc.passes.regions import as_block
 
 
 def in_front(body: Block, *values: Value) -> list[Op]:
@@ -41,7 +42,7 @@ def front_of(op: LinearAttention, ops: Collection[Op]) -> tuple[Block, list[Valu
     inside = set(ops)
     read = dict.fromkeys([v for o in ops for v in o.inputs()] + [op.q, op.k, op.v])
     outside = [v for v in read if v.op not in inside]
-    scalars = [v.op for v in outside if isinstance(v.op, Constant) and not v.op.shape]
+    scalars = [v.op for v in outside if v.op is not None and _is_scalar(v.op)]
     taken = [v for v in outside if v.op not in scalars]
     whole = Block()
     whole.args, whole.ops, whole.outputs = taken, [*scalars, *ops], (op.q, op.k, op.v)
@@ -95,19 +96,14 @@ def parted(body: Block) -> tuple[Block | None, Block]:
     ops = in_front(body, left)
     if all(isinstance(op, Reshape) for op in ops):
         return None, body
-    behind = [op for op in body.ops if op not in ops or (isinstance(op, Constant) and not op.shape)]
-    return _region(ops, [left]), _region(behind, body.outputs)
+    front, behind = (
+        [op for op in body.ops if (op in ops) is inside and not _is_scalar(op)] for inside in (True, False)
+    )
+    return as_block(body, front)[2], as_block(body, behind)[2]
 
 
-def _region(ops: Sequence[Op], outputs: Sequence[Value]) -> Block:
-    inside = set(ops)
-    taken = list(dict.fromkeys(v for op in ops for v in op.inputs() if v.op not in inside))
-    region = Block([v.type for v in taken], [v.name for v in taken])
-    mapping = dict(zip(taken, region.args, strict=True))
-    for op in ops:
-        mapping.update(zip(op.results, region.insert(op.clone(mapping)).results, strict=True))
-    region.set_outputs(mapping[v] for v in outputs)
-    return region
+def _is_scalar(op: Op | None) -> bool:
+    return isinstance(op, Constant) and not op.shape
 
 
 def reduced_extent(ops: list[Op]) -> int:
@@ -128,7 +124,7 @@ def before_product(body: Block) -> str:
         return "it takes one or two products of one left operand"
     (left,) = lefts
     ops = in_front(body, left)
-    inside = {op for op in ops if not (isinstance(op, Constant) and not op.shape)}
+    inside = {op for op in ops if not _is_scalar(op)}
     for op in inside:
         if not isinstance(op, Elementwise | Reduction | Constant) or any(
             isinstance(v.type, StateType) for v in op.inputs()
