@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ringc.errors import Place, RecordError, reason
+from ringc.json_file import read_json
 
 FORMAT_VERSION = 1
 
@@ -156,14 +157,7 @@ def load_record(path: str | Path, target: str) -> Record:
     """
     path = Path(path)
     place = Place(path)
-    try:
-        data = path.read_bytes()
-        found = json.loads(data.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        place = Place(path, error.lineno, error.colno, error.doc.split("\n")[error.lineno - 1])
-        raise RecordError(f"the tuning record is no JSON: {error.msg.lower()}", place=place, help=_REMEDY) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"the tuning record can't be read: {reason(error)}", place=place, help=_REMEDY) from error
+    data, found = read_json(path, "the tuning record", RecordError, _REMEDY)
     if not isinstance(found, dict) or "format_version" not in found:
         raise RecordError("the file is no tuning record: it says no format_version", place=place, help=_REMEDY)
     version = found.pop("format_version")

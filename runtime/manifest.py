@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,8 @@ from types import NoneType
 from typing import Any
 
 from ringc.codegen.artifact import FORMAT_VERSION, MANIFEST, manifest_digest
-from ringc.errors import ArtifactError, Place, reason
+from ringc.errors import ArtifactError, Place
+from ringc.json_file import read_json
 from ringc.runtime.consistency import ENDS, contradictions
 from ringc.runtime.names import TORCH_NAMES
 
@@ -78,16 +78,12 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
         what = "the artifact is a file, not a folder" if folder.exists() else "there is no such folder"
         raise ArtifactError(what, place=Place(folder), help="make one with `ringc compile SPEC -o DIR`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"the folder holds no artifact: {MANIFEST} is missing", place=Place(folder), help=REMEDY
-        ) from None
-    except json.JSONDecodeError as error:
-        place = Place(path, error.lineno, error.colno, error.doc.split("\n")[error.lineno - 1])
-        raise ArtifactError(f"the manifest is no JSON: {error.msg.lower()}", place=place, help=REMEDY) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"the manifest can't be read: {reason(error)}", place=place, help=REMEDY) from error
+        _, manifest = read_json(path, "the manifest", ArtifactError, REMEDY)
+    except ArtifactError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        missing = f"the folder holds no artifact: {MANIFEST} is missing"
+        raise ArtifactError(missing, place=Place(folder), help=REMEDY) from None
     if not isinstance(manifest, dict) or "format_version" not in manifest:
         raise ArtifactError("the manifest says no format_version", place=place, help=REMEDY)
     version = manifest["format_version"]

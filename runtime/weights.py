@@ -6,7 +6,6 @@ A checkpoint is read shard by shard and tensor by tensor; each goes straight to 
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from ringc.codegen.packing import read_part, storage_shape, write_part
 from ringc.errors import CheckpointError, Place, UsageError, did_you_mean, reason
+from ringc.json_file import read_json
 from ringc.runtime.backends import DTYPES
 from ringc.runtime.blocks import zeros
 from ringc.runtime.memory import available_bytes, check_memory
@@ -275,15 +275,7 @@ def _found_in(path: Path) -> dict[Path, list[str]]:
 
 
 def _indexed(index: Path) -> dict[Path, list[str]]:
-    try:
-        read = json.loads(index.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        place = Place(index, error.lineno, error.colno, error.doc.split("\n")[error.lineno - 1])
-        raise CheckpointError(f"the index is no JSON: {error.msg.lower()}", place=place, help=_DOWNLOAD) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"the index can't be read: {reason(error)}", place=Place(index), help=_DOWNLOAD
-        ) from error
+    _, read = read_json(index, "the index", CheckpointError, _DOWNLOAD)
     listed = read.get("weight_map") if isinstance(read, dict) else None
     if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
         raise CheckpointError("the index has no 'weight_map' from tensors to files", place=Place(index), help=_DOWNLOAD)
