@@ -1,9 +1,10 @@
 """Linear attention alone on the CPU: the recurrent against the chunked kernel over the length of a sequence.
 
-    python -m benchmarks.linear_attention [--preset ring-small] [--plot FILE.png] [--write]
+    python -m benchmarks.linear_attention [--preset ring-small] [--heads H] [--plot FILE.png] [--write]
 
-Both are the generated kernels, checked against the fp64 reference at every length. The scheduler predicts from which length the chunked
-form wins; the benchmark finds where it does, and the two should be within a factor of two of each other.
+They are the generated kernels, checked against the fp64 reference at every length. The scheduler predicts from which length the chunked
+form wins; the benchmark finds where it does, and the two should be within a factor of two of each other. Beside them runs the chunked form
+on segments side by side, which is for more threads than heads: `--heads` takes fewer heads than the preset has.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from benchmarks.common import Times, command_line, machine, machine_line, table,
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import kernel_of
 from ringc.codegen.tvm.build import import_tvm, module_of, processor
+from ringc.ir.symbols import evaluate
 from ringc.ir.text_parse import parse_module
+from ringc.ir.types import TensorType
 from ringc.model_defs import load_spec
 from ringc.model_defs.spec import Spec
-from ringc.passes.schedules.linear_attention import Problem, forms, switch_length
+from ringc.passes.schedules.linear_attention import Problem, forms, segments, switch_length
+from ringc.passes.schedules.model import Candidate
 from ringc.passes.target import target
 from tests.reference.ring_linear import linear_attention_chunked
 
@@ -43,11 +47,17 @@ ROUND_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class Form:
-    """A kernel of one form, and its implementation's name."""
+    """A kernel of one form, its implementation's name, and the shape of its workspaces."""
 
     name: str
     implementation: str
     run: Callable[..., Any]
+    workspace: tuple[TensorType, ...]
+
+    def scratch(self, tokens: int) -> list[Tensor]:
+        """Workspaces for one sequence, poisoned."""
+        sizes = {"N": tokens, "B": 1}
+        return [torch.full([evaluate(d, sizes) for d in t.shape], torch.nan) for t in self.workspace]
 
 
 def kernel_text(heads: int, dim: int) -> str:
@@ -64,13 +74,14 @@ func @mixer(%q: {rows}, %k: {rows}, %v: {rows}, %slopes: f32[{heads}], %state: {
 """
 
 
-def build(heads: int, dim: int, name: str, implementation: str) -> Form:
+def build(heads: int, dim: int, name: str, candidate: Candidate) -> Form:
     """The kernel of an implementation such as `tvm.linear_chunked{chunk=16}`, compiled for this machine."""
+    implementation, workspace = candidate.implementation, candidate.workspace
     (function,) = parse_module(kernel_text(heads, dim)).functions.values()
-    function.notes |= {"family": "linear_attention", "implementation": implementation}
+    function.notes |= {"family": "linear_attention", "implementation": implementation, "workspace": workspace}
     source = emit(kernel_of(function))
     library = import_tvm().compile(module_of(source.text, source.name), target=processor().tvm_target())
-    return Form(name, implementation, library["main"])
+    return Form(name, implementation, library["main"], workspace)
 
 
 def inputs(heads: int, dim: int, tokens: int, slopes: Tensor) -> list[Tensor]:
@@ -82,7 +93,7 @@ def inputs(heads: int, dim: int, tokens: int, slopes: Tensor) -> list[Tensor]:
     return [*made, slopes, state, *index, torch.full((tokens, heads, dim), torch.nan)]
 
 
-def check(both: Sequence[Form], given: Sequence[Tensor]) -> None:
+def check(built: Sequence[Form], given: Sequence[Tensor]) -> None:
     """Run each form on a copy and compare output and state with the fp64 reference.
 
     Raises:
@@ -90,29 +101,30 @@ def check(both: Sequence[Form], given: Sequence[Tensor]) -> None:
     """
     q, k, v, slopes, state = (x.double() for x in given[:5])
     o, after = linear_attention_chunked(q, k, v, slopes, state[0])
-    for form in both:
+    for form in built:
         mine = [x.clone() for x in given]
-        form.run(*mine)
+        form.run(*mine, *form.scratch(len(q)))
         for got, right in ((mine[7], o), (mine[4][0], after)):
             error = ((got.double() - right).abs().max() / right.abs().max()).item()
             if not error <= TOLERANCE:
                 raise SystemExit(f"{form.implementation} is wrong at T = {len(q)}: relative error {error:.1e}")
 
 
-def measure(both: Sequence[Form], given: Sequence[Tensor], rounds: int) -> dict[str, Times]:
+def measure(built: Sequence[Form], given: Sequence[Tensor], rounds: int) -> dict[str, Times]:
     """Seconds of a call of each form, measured in turns. The state goes on from call to call: decay keeps it bounded."""
     import tvm_ffi
 
-    arguments = [tvm_ffi.from_dlpack(x) for x in given]
-    calls = {}
-    for form in both:
+    calls, given_to = {}, {}
+    for form in built:
+        arguments = given_to[form.name] = [tvm_ffi.from_dlpack(x) for x in (*given, *form.scratch(len(given[0])))]
         form.run(*arguments)
         begin = time.perf_counter()
         form.run(*arguments)
         calls[form.name] = max(2, int(ROUND_SECONDS / max(time.perf_counter() - begin, 1e-7)))
-    found: dict[str, list[float]] = {form.name: [] for form in both}
+    found: dict[str, list[float]] = {form.name: [] for form in built}
     for _ in range(rounds):
-        for form in both:
+        for form in built:
+            arguments = given_to[form.name]
             form.run(*arguments)
             begin = time.perf_counter()
             for _ in range(calls[form.name]):
@@ -185,6 +197,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--preset", default="ring-small", help="whose heads and slopes are taken")
+    parser.add_argument("--heads", type=int, help="how many of its heads; all if not given")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--plot", type=Path, help="draw the times into this PNG (needs matplotlib)")
     parser.add_argument(
@@ -194,36 +207,40 @@ def main() -> None:
     given = parser.parse_args()
 
     spec = load_spec(given.preset)
+    heads, dim = given.heads or spec.heads, spec.head_dim
+    if not 1 <= heads <= spec.heads:
+        parser.error(f"{spec.name} has 1 to {spec.heads} heads")
     steep, slopes = steepest(spec)
-    problem = Problem(spec.heads, spec.head_dim, spec.head_dim, 4, steep)
+    slopes = slopes[:heads].contiguous()
+    problem = Problem(heads, dim, dim, 4, steep)
     cpu = target("cpu")
     predicted = switch_length(problem, cpu)
-    both = [
-        build(spec.heads, spec.head_dim, name, c.implementation)
-        for name, c in forms(problem, cpu).items()
-        if not c.illegal
-    ]
+    offered = {
+        name: c for name, c in (*forms(problem, cpu).items(), ("segments", segments(problem, cpu))) if not c.illegal
+    }
+    built = [build(heads, dim, name, candidate) for name, candidate in offered.items()]
     lengths = lengths_around(predicted)
     found = machine()
     times = []
     for tokens in lengths:
-        tensors = inputs(spec.heads, spec.head_dim, tokens, slopes)
-        check(both, tensors)
-        times.append(measure(both, tensors, given.rounds))
+        tensors = inputs(heads, dim, tokens, slopes)
+        check(built, tensors)
+        times.append(measure(built, tensors, given.rounds))
         print(f"T = {tokens}", file=sys.stderr, flush=True)
 
     rows = []
     for tokens, measured in zip(lengths, times, strict=True):
         us = {name: t.median * 1e6 for name, t in measured.items()}
         ratio = f"{us['recurrent'] / us['chunked']:.2f}" if "chunked" in us else ""
-        rows.append(
-            [str(tokens), *(f"{us[f.name]:.1f} (min {measured[f.name].shortest * 1e6:.1f})" for f in both), ratio]
-        )
+        cells = (f"{us[f.name]:.1f} (min {measured[f.name].shortest * 1e6:.1f})" for f in built)
+        rows.append([str(tokens), *cells, ratio])
     crossover = None
     off: float | None
-    if len(both) == 2:
+    if "chunked" in offered:
         # Shortest times: the disturbed rounds are the slow ones.
-        crossover = measured_crossover(lengths, *([t[f.name].shortest for t in times] for f in both))
+        crossover = measured_crossover(
+            lengths, *([t[name].shortest for t in times] for name in ("recurrent", "chunked"))
+        )
     if predicted and crossover:
         off = max(predicted / crossover, crossover / predicted)
         everywhere = " The chunked form wins at every length." if predicted == crossover == lengths[0] else ""
@@ -237,19 +254,19 @@ def main() -> None:
     text = (
         f"{machine_line(found)} `{command_line('linear_attention')}`\n\n"
         + table(
-            [f"T (B=1, H={spec.heads}, D={spec.head_dim})", *(f"{f.name}, us" for f in both), "recurrent / chunked"],
+            [f"T (B=1, H={heads}, D={dim})", *(f"{f.name}, us" for f in built), "recurrent / chunked"],
             rows,
         )
-        + f"\n\n`{both[-1].implementation}`; medians of {given.rounds} rounds in turns. Measured crossover: "
+        + f"\n\n{', '.join(f'`{f.implementation}`' for f in built)}; medians of {given.rounds} rounds in turns. Measured crossover: "
         + (f"{crossover:.1f} tokens" if crossover else "none")
         + f"; the scheduler's prediction: {predicted or 'none'}. {verdict_text}"
     )
     print(text)
     result = {
         "machine": found,
-        "heads": spec.heads,
-        "dim": spec.head_dim,
-        "implementations": [f.implementation for f in both],
+        "heads": heads,
+        "dim": dim,
+        "implementations": [f.implementation for f in built],
         "times": {t: {n: list(x.rounds) for n, x in m.items()} for t, m in zip(lengths, times, strict=True)},
         "measured": crossover,
         "predicted": predicted,

@@ -131,6 +131,7 @@ TEMPLATES = {
     "tvm.grouped_tiled": "ringc.codegen.tvm.grouped:emit_tiled",
     "tvm.linear_recurrent": "ringc.codegen.tvm.linear_attention:emit_recurrent",
     "tvm.linear_chunked": "ringc.codegen.tvm.linear_attention:emit_chunked",
+    "tvm.linear_segments": "ringc.codegen.tvm.linear_segments:emit",
     "tvm.attention": "ringc.codegen.tvm.attention:emit",
     "tvm.route": "ringc.codegen.tvm.route:emit",
     "tvm.sort": "ringc.codegen.tvm.sort:emit",

@@ -1,5 +1,7 @@
 """Templates `tvm.linear_recurrent` and `tvm.linear_chunked`: linear attention over a pool of states, by TVM.
 
+`ringc.codegen.tvm.linear_segments` runs the same blocks on segments of a sequence side by side.
+
 A task is one head of one sequence, or a slice of its value columns. Both forms walk over groups of a few rows of the state S, which stay
 in registers while all tokens of a block of the sequence pass by; each token's output collects what the groups contribute.
 
@@ -15,6 +17,8 @@ itself, token by token, in memory of its own. The state goes through registers o
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,7 +50,7 @@ ROWS = 4
 COLUMNS = 64
 """A group of the state: so many rows of so many columns are 16 registers of 16 lanes."""
 
-_LOCALS = (
+LOCALS = (
     "task", "b", "h", "left", "slot", "first", "tokens", "t", "n", "g", "c", "l", "y", "lam",
     "qs", "ks", "vs", "os", *(f"S{r}" for r in range(ROWS)),
 )  # fmt: skip
@@ -62,7 +66,7 @@ def emit_recurrent(kernel: Kernel) -> str:
     Raises:
         CodegenError: the region is no linear attention on f32 with, at most, row work in front that stays within a head.
     """
-    return (_Fronted if len(kernel.function.body.ops) > 1 else _Emitter)(kernel).text(0)
+    return (_Fronted if len(kernel.function.body.ops) > 1 else Emitter)(kernel).text(0)
 
 
 def emit_chunked(kernel: Kernel) -> str:
@@ -71,7 +75,7 @@ def emit_chunked(kernel: Kernel) -> str:
     Raises:
         CodegenError: the region is no single linear attention on f32.
     """
-    return _Emitter(kernel).text(kernel.implementation["chunk"])
+    return Emitter(kernel).text(kernel.implementation["chunk"])
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,9 @@ def _tiles(dk: int, dv: int, heads: int, columns: int) -> _Tiles:
     return _Tiles(slices, dv // slices, rows)
 
 
-class _Emitter:
+class Emitter:
+    """Writes both forms: a task walks over the tokens `first .. first + tokens` of head `h`."""
+
     def __init__(self, kernel: Kernel) -> None:
         op = only(kernel, LinearAttention)
         assert isinstance(op, LinearAttention)
@@ -129,29 +135,44 @@ class _Emitter:
         return {**names, op.results[0]: "o"}
 
     def text(self, chunk: int) -> str:
-        out, tiles = self.script, self.tiles
-        each = self.heads * tiles.slices
-        with out.main(), out.block(f"for task in T.parallel(B * {each}):"):
-            out(f"b: T.let = task // {each}")
-            out(f"h: T.let = task % {each} // {tiles.slices}" if tiles.slices > 1 else f"h: T.let = task % {each}")
-            if tiles.slices > 1:
-                out(f"left: T.let = task % {tiles.slices} * {tiles.width}")
+        out = self.script
+        with out.main(), self.tasks("b", "B"):
             out("slot: T.let = slots[b]")
             out('first: T.let = T.Cast("int64", offsets[b])')
             out('tokens: T.let = T.Cast("int64", offsets[b + 1]) - first')
             if not chunk:
                 self.recurrent()
             else:
-                with out.block(f"if slot >= 0 and slopes[h] * T.float32({chunk}) < T.float32({STEEPEST}):"):
+                with out.block(f"if slot >= 0 and {self.flat(chunk)}:"):
                     self.chunked(chunk)
                 with out.block("else:"):
                     # Without a slot there is no memory to keep the state in between blocks: one block.
                     out(f"step: T.let = T.Select(slot >= 0, T.int64({BLOCK}), T.max(tokens, T.int64(1)))")
                     with out.block("for block in T.serial((tokens + step - 1) // step):"):
                         self.recurrent("first + block * step", "T.min(step, tokens - block * step)")
-        used = self.functions() if not chunk else ["exp"]
-        library = f"\nfrom ringc.codegen.tvm.library import {', '.join(used)}\n" if used else ""
-        return f"import tvm\nfrom tvm.script import tirx as T\n{library}\n\n{out.text()}"
+        return self.file(self.functions() if not chunk else ["exp"])
+
+    def file(self, functions: Sequence[str]) -> str:
+        """What is written, with its imports."""
+        library = f"\nfrom ringc.codegen.tvm.library import {', '.join(functions)}\n" if functions else ""
+        return f"import tvm\nfrom tvm.script import tirx as T\n{library}\n\n{self.script.text()}"
+
+    @contextmanager
+    def tasks(self, whose: str, count: str) -> Iterator[None]:
+        """A task for each of `count` sequences (or segments), head `h` and slice of columns, beginning at `left`."""
+        out, slices = self.script, self.tiles.slices
+        each = self.heads * slices
+        with out.block(f"for task in T.parallel({count} * {each}):"):
+            out(f"{whose}: T.let = task // {each}")
+            out(f"h: T.let = task % {each} // {slices}" if slices > 1 else f"h: T.let = task % {each}")
+            if slices > 1:
+                out(f"left: T.let = task % {slices} * {self.tiles.width}")
+            yield
+
+    @staticmethod
+    def flat(chunk: int) -> str:
+        """Whether the head decays so little within a block that the chunked form is safe."""
+        return f"slopes[h] * T.float32({chunk}) < T.float32({STEEPEST})"
 
     def functions(self) -> list[str]:
         """Functions of the library that the recurrent form calls."""
@@ -161,8 +182,13 @@ class _Emitter:
         """A column of the slice, as a column of the head."""
         return "left + @" if self.tiles.slices > 1 else "@"
 
-    def state(self) -> str:
+    def pool(self) -> str:
+        """An element of the sequence's state."""
         return f"state[slot, h, #, {self.column()}]"
+
+    def state(self) -> str:
+        """An element of the state that a task begins with and leaves."""
+        return self.pool()
 
     def group(self) -> None:
         """Registers of a group of rows: one buffer for each row, as only small ones with constant indices are kept in registers."""
@@ -184,31 +210,42 @@ class _Emitter:
         self.script.vectors(self.tiles.width, *filter(None, (before, *each, after)))
 
     def token(self, o: str, k: str, q: str, v: str, decay: str = "") -> None:
-        """What one token does to a group, and the group to the token."""
+        """What one token does to a group, and the group to the token, unless nobody asks: `o` is empty then."""
+        grow = f"S[@] = S[@]{decay} + {k} * {v}"
+        if not o:
+            self.each_row(grow)
+            return
         self.script.scratch("y", (self.tiles.width,))
-        self.each_row(
-            f"S[@] = S[@]{decay} + {k} * {v}", f"y[@] = y[@] + {q} * S[@]", before=f"y[@] = {o}", after=f"{o} = y[@]"
-        )
+        self.each_row(grow, f"y[@] = y[@] + {q} * S[@]", before=f"y[@] = {o}", after=f"{o} = y[@]")
 
-    def recurrent(self, start: str = "first", length: str = "tokens") -> None:
+    def recurrent(self, start: str = "first", length: str = "tokens", outputs: bool = True) -> None:
         """Tokens `start .. start + length`, from the state in the slot to the state in the slot."""
-        out, tiles = self.script, self.tiles
+        out, tiles, column = self.script, self.tiles, self.column()
         self.decay()
-        with out.block(f"for t in T.serial({length}):"):
-            self.clear(f"{start} + t")
+        if outputs:
+            with out.block(f"for t in T.serial({length}):"):
+                self.clear(f"{start} + t")
         with out.block(f"for g in T.serial({self.dk // tiles.rows}):"):
             self.group()
-            with out.block("if slot >= 0:"):
-                self.each_row(f"S[@] = {self.state()}")
-            with out.block("else:"):
-                self.each_row("S[@] = T.float32(0)")
+            self.load()
             with out.block(f"for t in T.serial({length}):"):
                 out(f"n: T.let = {start} + t")
-                column = self.column()
                 q = f"(q[n, h, #] * T.float32({self.op.scale!r}))"
-                self.token(f"o[n, h, {column}]", "k[n, h, #]", q, f"v[n, h, {column}]", " * lam[0]")
-            with out.block("if slot >= 0:"):
-                self.each_row(f"{self.state()} = S[@]")
+                o = f"o[n, h, {column}]" if outputs else ""
+                self.token(o, "k[n, h, #]", q, f"v[n, h, {column}]", " * lam[0]")
+            self.store()
+
+    def load(self) -> None:
+        """A group as it is before the sequence: zero without a slot."""
+        with self.script.block("if slot >= 0:"):
+            self.each_row(f"S[@] = {self.state()}")
+        with self.script.block("else:"):
+            self.each_row("S[@] = T.float32(0)")
+
+    def store(self) -> None:
+        """A group goes back to where it was loaded from, if anywhere."""
+        with self.script.block("if slot >= 0:"):
+            self.each_row(f"{self.state()} = S[@]")
 
     def decay(self) -> None:
         self.script.scratch("lam", (1,))
@@ -218,49 +255,45 @@ class _Emitter:
         """No group has contributed to a token's output yet."""
         self.script.vectors(self.tiles.width, f"o[{n}, h, {self.column()}] = T.float32(0)")
 
-    def chunked(self, chunk: int) -> None:
-        """The whole sequence in blocks of `chunk` tokens, whose rows are copied side by side, q and k scaled by the decay."""
+    def chunked(self, chunk: int, outputs: bool = True) -> None:
+        """All tokens in blocks of `chunk`, whose rows are copied side by side, q and k scaled by the decay."""
         out, tiles = self.script, self.tiles
         width, rows, dk = tiles.width, tiles.rows, self.dk
-        out.scratch("up", (chunk,))
+        if outputs:
+            out.scratch("up", (chunk,))
         out.scratch("down", (chunk,))
         out.scratch("decay", (1,))
-        out("# up[t] = lam^(t + 1), with the scale of q; down[t] = lam^-(t + 1)")
-        out.vectors(
-            chunk,
-            (f'up[@] = exp(T.float32(0) - slopes[h] * T.Cast("float32", @ + 1)) * T.float32({self.op.scale!r})'),
-            'down[@] = exp(slopes[h] * T.Cast("float32", @ + 1))',
-        )
-        out.scratch("qs", (chunk, dk))
+        up = f'up[@] = exp(T.float32(0) - slopes[h] * T.Cast("float32", @ + 1)) * T.float32({self.op.scale!r})'
+        down = 'down[@] = exp(slopes[h] * T.Cast("float32", @ + 1))'
+        out(f"# {'up[t] = lam^(t + 1), with the scale of q; ' if outputs else ''}down[t] = lam^-(t + 1)")
+        out.vectors(chunk, *((up, down) if outputs else (down,)))
+        if outputs:
+            out.scratch("qs", (chunk, dk))
         out.scratch("ks", (chunk, dk))
         out.scratch("vs", (chunk, width))
-        out.scratch("os", (chunk, width))
+        if outputs:
+            out.scratch("os", (chunk, width))
         with out.block(f"for block in T.serial((tokens + {chunk - 1}) // {chunk}):"):
             out(f"start: T.let = first + block * {chunk}")
             out(f'length: T.let = T.Cast("int32", T.min(T.int64({chunk}), tokens - block * {chunk}))')
             with out.block("for t in T.serial(length):"):
-                out.vectors(
-                    dk,
-                    "qs[t, @] = q[start + t, h, @] * up[t]",
-                    "ks[t, @] = k[start + t, h, @] * down[t]",
-                )
-                out.vectors(
-                    width,
-                    f"vs[t, @] = v[start + t, h, {self.column()}]",
-                    "os[t, @] = T.float32(0)",
-                )
+                q, k = "qs[t, @] = q[start + t, h, @] * up[t]", "ks[t, @] = k[start + t, h, @] * down[t]"
+                out.vectors(dk, *((q, k) if outputs else (k,)))
+                v, o = f"vs[t, @] = v[start + t, h, {self.column()}]", "os[t, @] = T.float32(0)"
+                out.vectors(width, *((v, o) if outputs else (v,)))
             out('decay[0] = exp(T.float32(0) - slopes[h] * T.Cast("float32", length))')
             with out.block(f"for g in T.serial({dk // rows}):"):
                 self.group()
                 self.each_row(f"S[@] = {self.state()}")
                 with out.block("for t in T.serial(length):"):
-                    self.token("os[t, @]", "ks[t, #]", "qs[t, #]", "vs[t, @]")
+                    self.token("os[t, @]" if outputs else "", "ks[t, #]", "qs[t, #]", "vs[t, @]")
                 self.each_row(f"{self.state()} = S[@] * decay[0]")
-            with out.block("for t in T.serial(length):"):
-                out.vectors(width, f"o[start + t, h, {self.column()}] = os[t, @]")
+            if outputs:
+                with out.block("for t in T.serial(length):"):
+                    out.vectors(width, f"o[start + t, h, {self.column()}] = os[t, @]")
 
 
-class _Fronted(_Emitter):
+class _Fronted(Emitter):
     """The recurrent form with row work in front."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -287,7 +320,7 @@ class _Fronted(_Emitter):
     def names(self, kernel: Kernel) -> dict[Value, str]:
         op, body = self.op, kernel.function.body
         symbols = symbols_of(d for v in body.args for d in memory_shape(v.type))
-        names = Names({*RESERVED, *_LOCALS, *symbols})
+        names = Names({*RESERVED, *LOCALS, *symbols})
         own = {op.slopes: "slopes", op.state: "state", op.slots: "slots", op.offsets: "offsets", op.results[0]: "o"}
         for value, name in own.items():
             names[value] = names.fresh(name)
@@ -297,7 +330,7 @@ class _Fronted(_Emitter):
     def functions(self) -> list[str]:
         return [f for f in LIBRARY if f in self.math.functions]
 
-    def recurrent(self, start: str = "first", length: str = "tokens") -> None:
+    def recurrent(self, start: str = "first", length: str = "tokens", outputs: bool = True) -> None:
         out, tiles, dk = self.script, self.tiles, self.dk
         self.decay()
         for name, width in (("qs", dk), ("ks", dk), ("vs", tiles.width), ("os", tiles.width)):
@@ -328,7 +361,7 @@ class _Fronted(_Emitter):
     def rows(self) -> None:
         """Rows of the token n: q, scaled, and k and v."""
         math, tiles = self.math, self.tiles
-        inside = Names({*_LOCALS, *RESERVED, *self.script.names.values()} - {"c", "l"})
+        inside = Names({*LOCALS, *RESERVED, *self.script.names.values()} - {"c", "l"})
         stages = Stages(inside, math, self.script.out, dict(self.places))
         n = math.variable("n", 0, None, "int64")
         h = math.variable("h", 0, self.heads - 1, "int64") if self.heads > 1 else math.number(0)

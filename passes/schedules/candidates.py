@@ -62,10 +62,13 @@ def _grouped(body: Block, _: Rows, target: Target) -> list[Candidate]:
 
 def _linear_attention(body: Block, _: Rows, target: Target) -> list[Candidate]:
     (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
-    form = linear_attention.forms(problem_of(mixer), target)[mixer.form or "recurrent"]
+    problem = problem_of(mixer)
+    form = linear_attention.forms(problem, target)[mixer.form or "recurrent"]
     if form.illegal:
         raise CodegenError(f"linear attention can't be {mixer.form} here: {form.illegal}")
-    return [form]
+    if mixer.form != "chunked" or target.backend != "tvm":
+        return [form]
+    return [form, linear_attention.segments(problem, target)]
 
 
 def problem_of(mixer: LinearAttention) -> linear_attention.Problem:

@@ -3,7 +3,8 @@
 *recurrent* runs the recurrence token by token, its state in registers. *chunked* runs blocks of tokens: within a block a product with a
 decay mask, between blocks the state. On the CPU the block form scales queries by `exp(slope (j+1))` and keys by its inverse, which saves
 the decay of the state at every token but needs `slope * chunk` to stay far below the 88 of fp32; on a GPU the mask holds only differences,
-which are always safe, and the sequence is cut into segments that run side by side.
+which are always safe, and the sequence is cut into segments that run side by side. On the CPU this is an implementation of its own, for
+more threads than heads.
 """
 
 from __future__ import annotations
@@ -14,11 +15,23 @@ import sympy
 
 from ringc.ir.symbols import add, floordiv, mul
 from ringc.ir.types import DType, TensorType
-from ringc.passes.schedules.model import B, Candidate, N, crossover, longer, roofline
+from ringc.passes.schedules.model import B, Candidate, N, crossover, longer, parse_config, roofline
 from ringc.passes.target import Target
 
 SAFE_EXPONENT = 60.0
 """Largest `slope * chunk` of the scaled form: factors stay below 1e26, and their products with the values far below fp32's 3e38."""
+
+CHUNKED_GAIN = 1.35
+"""How much faster the inner loop is without the decay, on the CPU."""
+
+TABLES = sympy.Float(50e-9)
+"""Seconds that a task of the chunked form on the CPU takes for its tables of powers."""
+
+CPU_SEGMENT = 128
+"""Least tokens of a segment on the CPU: its state is written and read twice, which costs as much as 5 tokens."""
+
+CPU_TASKS = 32
+"""Tasks that a batch is cut into on the CPU, for machines of so many cores."""
 
 GPU_CHUNK = 64
 GPU_SEGMENT = 256
@@ -58,16 +71,50 @@ def forms(problem: Problem, target: Target) -> dict[str, Candidate]:
 def _cpu(p: Problem, target: Target) -> dict[str, Candidate]:
     # Two threads, H=8, D=64: recurrent 0.95 us a token, scaled blocks of 16 tokens 0.68; the tables of powers cost what one token saves.
     # The state is read before the first token and written behind the last, so that traffic comes on top of the work.
-    threads = sympy.Min(target.width, B * p.heads)
-    work = 5 * N * p.heads * p.dk * p.dv / (target.vector_rate / target.width * threads)
+    threads = sympy.Min(target.width, B * _tasks(p))
+    work = _work(p, target, threads)
     fixed = (p.state_bytes + p.row_bytes) / sympy.Float(target.bandwidth) + target.launch
-    tables = sympy.Float(50e-9) * B * p.heads / threads
-    recurrent, scaled = work + fixed, work / 1.35 + tables + fixed
+    tables = TABLES * B * p.heads / threads
+    recurrent, scaled = work + fixed, work / CHUNKED_GAIN + tables + fixed
     chunk = next((c for c in (16, 8, 4) if c * p.steepest <= SAFE_EXPONENT), 0)
     unsafe = "" if chunk else f"slope {p.steepest:.3g} times 4 tokens exceeds {SAFE_EXPONENT:g}: exp overflows fp32"
     template = "torch.eager" if target.backend == "torch" else "tvm.linear_recurrent"
     blocked = "torch.eager" if target.backend == "torch" else f"tvm.linear_chunked{{chunk={chunk or 4}}}"
     return {"recurrent": Candidate(template, recurrent), "chunked": Candidate(blocked, scaled, unsafe)}
+
+
+def segments(p: Problem, target: Target) -> Candidate:
+    """The chunked form cut into segments, by TVM."""
+    # All but the last segment of a sequence build up their state once more, half of the work, and each state is written and read three
+    # times. Two threads, 8192 tokens, against one piece: a head of 16 columns takes 303 us instead of 369, 8 heads of 64 11.9 ms, not 8.2.
+    whole = _cpu(p, target)["chunked"]
+    chunk = dict(parse_config(whole.implementation))["chunk"]
+    most = max(1, CPU_TASKS // _tasks(p))
+    pieces = add(B, sympy.Min(floordiv(N, CPU_SEGMENT), most))
+    threads = sympy.Min(target.width, pieces * _tasks(p), evaluate=False)
+    twice = sympy.Float(1.5) - sympy.Float(0.5) * B / pieces
+    states = 6 * 4 * pieces * p.heads * p.dk * p.dv
+    fixed = (p.state_bytes + p.row_bytes + states) / sympy.Float(target.bandwidth) + 3 * target.launch
+    seconds = _work(p, target, threads) / CHUNKED_GAIN * twice + 2 * TABLES * pieces * p.heads / threads + fixed
+    return Candidate(
+        f"tvm.linear_segments{{chunk={chunk},segment={CPU_SEGMENT},segments={most}}}",
+        seconds,
+        whole.illegal,
+        (TensorType(DType.F32, (mul(pieces, p.heads), p.dk, p.dv)),),
+    )
+
+
+def _work(p: Problem, target: Target, threads: sympy.Expr) -> sympy.Expr:
+    """Seconds of the recurrence's arithmetic."""
+    return 5 * N * p.heads * p.dk * p.dv / (target.vector_rate / target.width * threads)
+
+
+def _tasks(p: Problem) -> int:
+    """Into how many tasks a sequence is cut: heads, or slices of their columns where a slice is 64 or heads are few."""
+    slices = -(-p.dv // 64)
+    while p.heads * slices < 4 and p.dv % (32 * slices) == 0:
+        slices *= 2
+    return p.heads * slices
 
 
 def _gpu(p: Problem, target: Target) -> dict[str, Candidate]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 
 from benchmarks.common import Times, table, write_section
+from benchmarks.cpu import middle_half, ratios_by_turn, verdict_of
 from benchmarks.cpu_reference import prefill_flops, touched_bytes
 from benchmarks.linear_attention import lengths_around, measured_crossover
 from benchmarks.peers.torch_model import decays, linear_prefill
@@ -18,6 +21,19 @@ def test_times_are_medians_of_medians():
     times = Times((1.0, 1.5, 1.1), 0.7)
     assert times.median == 1.1
     assert times.spread == pytest.approx(0.5 / 1.1)
+
+
+def test_a_turn_is_compared_with_the_peer_that_was_fastest_in_it():
+    own, peers = Times((1.0, 2.0, 1.0), 1.0), [Times((3.0, 8.0, 2.0), 2.0), Times((4.0, 6.0, 5.0), 4.0)]
+    assert ratios_by_turn(own, peers) == [3.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize(("ratios", "said"), [
+    ([3.0] * 9 + [1.0], "reached"), ([2.6], "reached"),
+    ([3.0] * 6 + [1.0] * 4, "turns too unequal to say"), ([3.0] * 2 + [1.0] * 8, "missed"),
+])  # fmt: skip
+def test_a_goal_is_reached_if_three_quarters_of_the_turns_say_so(ratios, said):
+    assert verdict_of(statistics.median(ratios), middle_half(ratios), 2.5) == said
 
 
 @pytest.mark.parametrize("at", [6.0, 100.0, 1500.0])

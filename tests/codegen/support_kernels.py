@@ -1,4 +1,4 @@
-"""Generated Triton kernels in the interpreter, against the fp64 reference of the same IR text."""
+"""Kernels from IR text; those of Triton in its interpreter, against the fp64 reference of the same text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def kernel(function: str, implementation: str, workspace: Sequence[str] = ()) ->
     """The kernel of a function's text, `func @name(...) { ... }`, made by an implementation."""
     module = parse_module(f"module @test level kernel\n{SYMBOLS}{function}")
     (found,) = module.functions.values()
-    family = implementation.removeprefix("triton.").partition("{")[0].partition("_")[0]
+    family = implementation.partition(".")[2].partition("{")[0].partition("_")[0]
     found.notes |= {"family": family, "implementation": implementation}
     if workspace:
         taken = ", ".join(f"%w{i}: {t}" for i, t in enumerate(workspace))

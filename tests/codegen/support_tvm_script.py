@@ -8,29 +8,15 @@ from pathlib import Path
 import torch
 
 from ringc.codegen.emit import emit
-from ringc.codegen.kernel import Kernel, kernel_of
+from ringc.codegen.kernel import Kernel
 from ringc.codegen.packing import pack
 from ringc.codegen.tvm.build import compile_kernel
 from ringc.ir.core import Env
 from ringc.ir.interpret import bind_sizes, run_block
-from ringc.ir.symbols import evaluate
-from ringc.ir.text_parse import parse_module
 from ringc.ir.types import TensorType
 from ringc.runtime.tvm_backend import Kernel as Loaded
 from ringc.runtime.tvm_backend import load
-
-SYMBOLS = "".join(f"symbol {name} >= 0\n" for name in "BNPRS")
-
-
-def kernel(function: str, implementation: str) -> Kernel:
-    """The kernel of a function's text, `func @name(...) { ... }`, made by an implementation."""
-    (found,) = parse_module(f"module @test level kernel\n{SYMBOLS}{function}").functions.values()
-    family = implementation.removeprefix("tvm.").partition("{")[0]
-    found.notes |= {
-        "family": family.removesuffix("_recurrent").removesuffix("_chunked"),
-        "implementation": implementation,
-    }
-    return kernel_of(found)
+from tests.codegen.support_kernels import poisoned
 
 
 class Built:
@@ -44,20 +30,17 @@ class Built:
         self.launch: Loaded = load(path)
 
     def results(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Results in the order of the function's, outputs poisoned first; `inputs`, in logical layout, stay as they are."""
+        """Results in the order of the function's, outputs and workspaces poisoned first; `inputs`, in logical layout, stay as they are."""
         body = self.kernel.function.body
         sizes = bind_sizes(body.args, inputs)
         given = []
         for arg, x in zip(body.args, inputs, strict=True):
             blocks = arg.type.layout.blocks if isinstance(arg.type, TensorType) else ()
             given.append(anywhere(pack(x, blocks) if blocks else x))
-        made = [
-            anywhere(torch.empty([evaluate(d, sizes) for d in t.shape], dtype=t.dtype.torch))
-            for t in self.kernel.outputs
-        ]
-        for x in made:
-            x.fill_(float("nan") if x.is_floating_point() else 2**30 - 1)
-        self.launch(*given, *made)
+        made, scratch = (
+            [anywhere(poisoned(t, sizes)) for t in types] for types in (self.kernel.outputs, self.kernel.workspace)
+        )
+        self.launch(*given, *made, *scratch)
         outputs = iter(made)
         in_place = self.kernel.in_place
         return [given[in_place[i]] if i in in_place else next(outputs) for i in range(len(body.outputs))]

@@ -13,8 +13,8 @@ pytest.importorskip("tvm")
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel
 from ringc.errors import CodegenError
-from tests.codegen.support_kernels import check_golden
-from tests.codegen.support_tvm_script import Built, kernel, offsets_of
+from tests.codegen.support_kernels import check_golden, kernel
+from tests.codegen.support_tvm_script import Built, offsets_of
 
 
 def attention(heads: int, shared: int, d: int, dtype: str = "f32") -> Kernel:

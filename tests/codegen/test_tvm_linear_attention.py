@@ -13,14 +13,16 @@ pytest.importorskip("tvm")
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel
 from ringc.errors import CodegenError
-from tests.codegen.support_kernels import check_golden
-from tests.codegen.support_tvm_script import Built, kernel, offsets_of
+from tests.codegen.support_kernels import check_golden, kernel
+from tests.codegen.support_tvm_script import Built, offsets_of
 
-FORMS = ("tvm.linear_recurrent", "tvm.linear_chunked{chunk=16}")
+SEGMENTS = "tvm.linear_segments{chunk=16,segment=32,segments=4}"
+FORMS = ("tvm.linear_recurrent", "tvm.linear_chunked{chunk=16}", SEGMENTS)
 
 
 def mixer(heads: int, dk: int, dv: int, implementation: str, dtype: str = "f32") -> Kernel:
     rows, pool = f"{dtype}[N / B, {heads}", f"state<f32[P; {heads}, {dk}, {dv}]>"
+    workspace = [f"f32[{heads}*B + {heads}*min(N // 32, 4), {dk}, {dv}]"] if implementation == SEGMENTS else []
     return kernel(
         f"""
 func @mixer(%q: {rows}, {dk}], %k: {rows}, {dk}], %v: {rows}, {dv}], %slopes: f32[{heads}],
@@ -29,6 +31,7 @@ func @mixer(%q: {rows}, {dk}], %k: {rows}, {dk}], %v: {rows}, {dv}], %slopes: f3
   return %o, %after
 }}""",
         implementation,
+        workspace,
     )
 
 
@@ -69,6 +72,17 @@ def test_head_sizes(make: Make, heads: int, dk: int, dv: int, implementation: st
 )
 def test_batches(make: Make, lengths: list[int], nobody: list[int], implementation: str) -> None:
     make(4, 32, 32, implementation).check(inputs(4, 32, 32, lengths, nobody))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "nobody"),
+    [([32], []), ([64, 33, 31], [1]), ([96, 0, 0, 96], [3]), ([1, 640, 2], []), ([33] * 9, [2, 5]), ([640], [0])],
+    ids=str,
+)
+def test_segments_begin_and_end_anywhere(make: Make, lengths: list[int], nobody: list[int]) -> None:
+    """As long as a segment, a token more or less, many of them, without a slot; a fast head, a slow one and one that is too steep."""
+    slopes = torch.tensor([0.001, 0.3, 3.9, 50.0])
+    make(4, 32, 32, SEGMENTS).check(inputs(4, 32, 32, lengths, nobody, slopes))
 
 
 @pytest.mark.parametrize("implementation", FORMS)

@@ -15,8 +15,8 @@ from ringc.codegen.emit import emit
 from ringc.codegen.inputs import random_inputs
 from ringc.codegen.kernel import Kernel
 from ringc.errors import CodegenError
-from tests.codegen.support_kernels import check_golden
-from tests.codegen.support_tvm_script import Built, kernel
+from tests.codegen.support_kernels import check_golden, kernel
+from tests.codegen.support_tvm_script import Built
 
 PLAIN = """
 func @product(%x: f32[N / B, {k}], %w: f32[{m}, {k}]{layout}) {{

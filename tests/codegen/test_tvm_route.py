@@ -13,8 +13,8 @@ pytest.importorskip("tvm")
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel
 from ringc.errors import CodegenError
-from tests.codegen.support_kernels import check_golden
-from tests.codegen.support_tvm_script import Built, kernel
+from tests.codegen.support_kernels import check_golden, kernel
+from tests.codegen.support_tvm_script import Built
 
 
 def route(

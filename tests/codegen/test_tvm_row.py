@@ -28,8 +28,8 @@ from ringc.ir.types import DType, StateType, TensorType
 from ringc.passes.framework import PassManager
 from ringc.passes.pipeline import parse_pipeline
 from ringc.passes.target import target
-from tests.codegen.support_kernels import check_golden
-from tests.codegen.support_tvm_script import Built, kernel, offsets_of
+from tests.codegen.support_kernels import check_golden, kernel
+from tests.codegen.support_tvm_script import Built, offsets_of
 from tests.ir.graphs import B, Graph, M, N, sizes
 from tests.ir.strategies import STRATEGIES
 

@@ -18,7 +18,7 @@ from ringc.ir.text_parse import parse_module
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.schedules.candidates import candidates, typical_sizes
 from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
-from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, forms, switch_length
+from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, forms, segments, switch_length
 from ringc.passes.schedules.model import N, at, crossover
 from ringc.passes.schedules.predict import predicted_seconds, seconds_at
 from ringc.passes.schedules.ranges import schedule_of
@@ -69,6 +69,34 @@ def test_the_cpu_block_shrinks_with_the_slope_until_no_block_is_safe() -> None:
     assert chunk[16.0].illegal
     assert SAFE_EXPONENT < 4 * 16.0
     assert switch_length(replace(MINI, steepest=16.0), cpu) is None
+
+
+@pytest.mark.parametrize(("threads", "heads", "tokens", "sequences", "wins"), [
+    (16, 4, 4096, 1, True), (16, 4, 64, 1, False), (16, 4, 4096, 16, False), (2, 8, 4096, 1, False), (16, 32, 4096, 1, False),
+])  # fmt: skip
+def test_segments_pay_where_heads_are_fewer_than_threads(
+    threads: int, heads: int, tokens: int, sequences: int, wins: bool
+) -> None:
+    machine, problem = replace(target("cpu"), width=threads), replace(MINI, heads=heads, element=4)
+    sizes = {"N": tokens, "B": sequences}
+    cut, whole = segments(problem, machine), forms(problem, machine)["chunked"]
+    assert (at(cut.seconds, sizes) < at(whole.seconds, sizes)) == wins
+
+
+def test_segments_are_a_candidate_of_the_chunked_form_alone() -> None:
+    program = Program(tiny_spec(), parse_pipeline("canonicalize,cse,raise,dce,outline,fuse"))
+    regions = [op for f in program.lowered.functions.values() for op in f.body.ops if isinstance(op, Fused)]
+    body = next(r.body for r in regions if r.family == "linear_attention")
+    (mixer,) = (op for op in body.ops if isinstance(op, LinearAttention))
+
+    def names(form: str, on: str) -> list[str]:
+        mixer.form = form
+        return [c.implementation.partition("{")[0] for c in candidates("linear_attention", body, (17, 0), target(on))]
+
+    assert names("chunked", "cpu") == ["tvm.linear_chunked", "tvm.linear_segments"]
+    assert names("recurrent", "cpu") == ["tvm.linear_recurrent"]
+    assert names("chunked", "torch") == ["torch.eager"]
+    assert names("chunked", "sm_90") == ["triton.linear_chunked"]
 
 
 def test_steep_slopes_reach_the_scheduler_from_the_spec() -> None:

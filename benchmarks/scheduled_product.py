@@ -1,0 +1,179 @@
+"""A product on the CPU written twice: as TVM's computation with a schedule beside it, and as the loops that ringc emits.
+
+    python -m benchmarks.scheduled_product [--rounds 7] [--write]
+
+`docs/design.md` has TVM's kernels emitted as scheduled loops; this measures what that gains or gives up. The scheduled computation keeps
+a tile of rows and a panel of the packed weight in registers (`cache_write`, `decompose_reduction`), with threads over pairs of tiles and
+panels; every tile in a grid is tried at each size and the fastest is taken. It may rely on the rows filling whole tiles, which the emitted
+loops may not. PyTorch's product is timed beside both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+
+from benchmarks.common import Times, command_line, machine, machine_line, table, timed, write_json, write_section
+from ringc.codegen.emit import emit
+from ringc.codegen.kernel import kernel_of
+from ringc.codegen.packing import pack
+from ringc.codegen.tvm.build import import_tvm, module_of, processor
+from ringc.ir.text_parse import parse_module
+
+SIZES = ((2048, 512, 2048), (2048, 512, 512), (512, 1024, 512), (64, 512, 1536))
+"""Rows, inner size, columns: a prompt's wide product, its output product, an expert's, a short prompt."""
+
+TILES = tuple(product((4, 6, 8, 12), (16, 32, 48, 64)))
+"""Rows and columns of the scheduled computation's tile."""
+
+EMITTED = (8, 32)
+"""Rows and columns that the schedulers choose."""
+
+LANES = 16
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to multiply; the call has its operands."""
+
+    name: str
+    run: Callable[[], object]
+
+
+def scheduled(rows: int, inner: int, outer: int, tile: tuple[int, int]) -> Callable[..., Any]:
+    """`y[i, r, o, c] = sum_k x[i, r, k] w[o, k, c]`, a tile of `tile` rows and columns in registers."""
+    tvm = import_tvm()
+    from tvm import s_tir, te
+
+    high, wide = tile
+    x = te.placeholder((rows // high, high, inner), "float32", "x")
+    w = te.placeholder((outer // wide, inner, wide), "float32", "w")
+    k = te.reduce_axis((0, inner), "k")
+    y = te.compute(
+        (rows // high, high, outer // wide, wide), lambda i, r, o, c: te.sum(x[i, r, k] * w[o, k, c], axis=k), "y"
+    )
+    schedule = s_tir.Schedule(te.create_prim_func([x, w, y]))
+    block = schedule.get_sblock("y")
+    i, r, o, c, along = schedule.get_loops(block)
+    vectors, lane = schedule.split(c, [None, LANES])
+    schedule.reorder(o, i, along, r, vectors, lane)
+    written = schedule.cache_write(block, 0, "local")
+    task = schedule.fuse(o, i)
+    schedule.parallel(task)
+    schedule.reverse_compute_at(written, task)
+    schedule.vectorize(schedule.split(schedule.get_loops(written)[-1], [None, LANES])[1])
+    for loop in (r, vectors):
+        schedule.unroll(loop)
+    schedule.vectorize(lane)
+    schedule.decompose_reduction(block, along)
+    made: Callable[..., Any] = tvm.compile(schedule.mod, target=processor().tvm_target())["main"]
+    return made
+
+
+def emitted(inner: int, outer: int) -> Callable[..., Any]:
+    """The kernel that ringc makes of the product."""
+    rows, columns = EMITTED
+    (function,) = parse_module(
+        f"""module @benchmark level kernel
+symbol N >= 0
+func @product(%x: f32[N, {inner}], %w: f32[{outer}, {inner}]@0x{columns}) {{
+  %y = matmul(%x, %w) {{transpose_b = true}} : f32[N, {outer}]
+  return %y
+}}
+"""
+    ).functions.values()
+    function.notes |= {"family": "matmul", "implementation": f"tvm.matmul{{rows={rows},block={columns}}}"}
+    source = emit(kernel_of(function))
+    made: Callable[..., Any] = import_tvm().compile(
+        module_of(source.text, source.name), target=processor().tvm_target()
+    )["main"]
+    return made
+
+
+def ways(rows: int, inner: int, outer: int, progress: Callable[[str], None]) -> list[Way]:
+    """Every way that fits the size, checked against fp64: PyTorch, the emitted kernel, the scheduled one in each tile.
+
+    Raises:
+        SystemExit: one is wrong.
+    """
+    x, w = torch.randn(rows, inner), torch.randn(outer, inner)
+    exact = x.double() @ w.double().T
+    found = []
+
+    def add(name: str, run: Callable[[], object], made: torch.Tensor, result: torch.Tensor) -> None:
+        made.fill_(float("nan"))
+        run()
+        error = float((result.double() - exact).abs().max() / exact.abs().max())
+        if not error <= TOLERANCE:
+            raise SystemExit(f"{name} is wrong for {rows} x {inner} x {outer}: relative error {error:.1e}")
+        found.append(Way(name, run))
+
+    library = torch.empty(rows, outer)
+    add("PyTorch", partial(torch.mm, x, w.T, out=library), library, library)
+    kernel, packed, own = emitted(inner, outer), pack(w, ((0, EMITTED[1]),)), torch.empty(rows, outer)
+    add("emitted loops", partial(kernel, x, packed, own), own, own)
+    for tile in TILES:
+        high, wide = tile
+        if rows % high or outer % wide:
+            continue
+        progress(f"{rows} x {inner} x {outer}: scheduled, tile of {high} x {wide}")
+        made = scheduled(rows, inner, outer, tile)
+        panels, y = pack(w, ((0, wide),)), torch.empty(rows // high, high, outer // wide, wide)
+        run = partial(made, x.view(rows // high, high, inner), panels, y)
+        add(f"scheduled {high} x {wide}", run, y, y.view(rows, outer))
+    return found
+
+
+def measure(found: list[Way], rounds: int) -> dict[str, Times]:
+    """Seconds of each way, measured in turns."""
+    seconds: dict[str, list[list[float]]] = {way.name: [] for way in found}
+    for _ in range(rounds):
+        for way in found:
+            way.run()
+            seconds[way.name].append(timed(way.run, 5))
+    return {
+        name: Times(tuple(statistics.median(r) for r in turns), min(min(r) for r in turns))
+        for name, turns in seconds.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scheduled_product",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    given = parser.parse_args()
+
+    found, rows, data = machine(), [], {}
+    for size in SIZES:
+        m, k, n = size
+        times = measure(ways(m, k, n, lambda what: print(what, file=sys.stderr, flush=True)), given.rounds)
+        best = min((name for name in times if name.startswith("scheduled")), key=lambda name: times[name].median)
+        rates = {name: 2 * m * k * n / times[name].median / 1e9 for name in ("PyTorch", "emitted loops", best)}
+        rows.append([f"{m} x {k} x {n}", *(f"{rate:.0f}" for rate in rates.values()), best.removeprefix("scheduled ")])
+        data["x".join(map(str, size))] = {name: list(t.rounds) for name, t in times.items()}
+    text = (
+        f"{machine_line(found)} `{command_line('scheduled_product')}`\n\n"
+        + table(["GFLOP/s", "PyTorch", "emitted loops", "scheduled", "its tile"], rows)
+        + f"\n\nMedians of {given.rounds} rounds in turns; the scheduled computation in the fastest of its tiles."
+    )
+    print(text)
+    print(f"written: {write_json('scheduled_product', {'machine': found, 'times': data})}", file=sys.stderr)
+    if given.write:
+        write_section("scheduled_product", text)
+
+
+if __name__ == "__main__":
+    main()
