@@ -17,6 +17,12 @@ from tests.reference.ring_linear import Output, RingConfig, forward, random_weig
 TOLERANCE = 2e-4
 """Largest error of a logit, at a standard deviation of 1."""
 
+ILL = 1.5
+"""How much further off than the reference's own code in single precision ringc may be on an ill-conditioned model: rounding decides there.
+
+It matters above 1.3e-4, which one of the first 386 configurations reaches; the next largest error is 8e-5.
+"""
+
 MARGIN = 1e-5
 """Models with a smaller routing margin are drawn anew where nothing is replayed: single precision may take another expert."""
 
@@ -190,6 +196,11 @@ class Finding:
     unfused: float
     margin: float
     other: float
+
+    @property
+    def allowed(self) -> float:
+        """The tolerance; where single precision itself is hardly within it, `ILL` times what that is off by."""
+        return max(TOLERANCE, ILL * self.unfused)
 
 
 def compare(model: Model, drawn: Draw, seed: int, *, replayed: bool) -> Finding:

@@ -1,9 +1,9 @@
 """Random models of the family against the reference: in one call, and prefill cut anywhere followed by decode.
 
-RINGC_RANDOM_MODELS=200 takes the first 200 draws on each target instead of the few that reach every feature. Of 400 models on target
-torch and 340 on cpu (the first 46 configurations, with several weights and texts each) none was off by more than 1.3e-4, and 6 had a
-margin below 1e-5. The worst have a norm behind linear attention that divides by a thousandth of the usual size; the reference's own code
-in single precision is off by as much there, once by 2.1e-4.
+RINGC_RANDOM_MODELS=200 takes the first 200 draws on each target instead of the few that reach every feature. Of 386 configurations on
+cpu 385 were within 6.2e-5, the reference's own code in single precision within 8.2e-5. Number 68 enlarges the rounding of its first
+product: ringc was off by 2.13e-4 there, and by 7e-5 with that product alone in fp64; the reference's own code by 1.93e-4. Three draws had a
+margin below 1e-5, and no token went to other experts than the reference chose.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def test_logits_equal_the_reference(seed: int, target: str, tmp_path: Path) -> N
     # Any draw, however close two experts are, with the routing replayed.
     drawn, _ = draw(config, seed)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, seed, replayed=True)
-    assert found.error < TOLERANCE, found
+    assert found.error < found.allowed, found
     assert found.other < TOLERANCE, found
 
     # A draw whose margins single precision can tell, without.
     drawn, redraws = draw(config, seed, least=MARGIN)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, seed, replayed=False)
     print(f"seed {seed}, {target}: {redraws} redraws, {found}")
-    assert found.error < TOLERANCE, found
+    assert found.error < found.allowed, found
     assert redraws <= MOST_REDRAWS
 
 
@@ -99,7 +99,7 @@ def test_decays_of_no_published_model(decay: dict[str, object], tmp_path: Path) 
     ringc.compile(spec, tmp_path / "a", target="torch")
     drawn, _ = draw(reference_config(spec), 37, least=MARGIN)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, 37, replayed=False)
-    assert found.error < TOLERANCE, found
+    assert found.error < found.allowed, found
 
 
 @pytest.mark.parametrize("seed", [25, 37])
@@ -116,4 +116,4 @@ def test_a_published_checkpoint_gives_the_reference_s_logits(seed: int, tmp_path
     model = ringc.load(tmp_path / "a", sharded(tmp_path / "checkpoint", published))
     found = compare(model, drawn, seed, replayed=False)
     assert found.margin > MARGIN
-    assert found.error < TOLERANCE, found
+    assert found.error < found.allowed, found
