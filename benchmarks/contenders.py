@@ -10,8 +10,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TextIO
 
 import torch
@@ -128,37 +128,51 @@ def _ringc(spec: Spec) -> Running:
     return ringc.load(folder, weights="random:0")
 
 
-class _Job:
-    """A job of one model: a run that is measured, set up and checked."""
+class _Decode:
+    """Steps of a batch, in each turn from the same context on."""
 
-    def __init__(self, model: Running, name: str, reference: Reference) -> None:
-        self.model, self.name, self.reference = model, name, reference
-        kind, _, size = name.partition("-")
-        self.run, self.before = self._decode(int(size)) if kind == "decode" else self._prefill()
+    def __init__(self, model: Running, batch: int, reference: Reference) -> None:
+        self.model, self.batch = model, batch
+        self.ids = reference.decode_ids[:batch]
+        cache, logits = self._filled()
+        made = [logits, *(model.decode(self.ids[:, t], cache) for t in range(CONTEXT, CONTEXT + CHECKED))]
+        self.error = _difference(torch.stack(made, 1), reference.decode_logits[:batch])
 
-    def _decode(self, batch: int) -> tuple[Callable[[], object], Callable[[], object]]:
-        ids, right = self.reference.decode_ids[:batch], self.reference.decode_logits[:batch]
-        cache = self.model.new_cache(batch, MAX_LEN)
-        made = [self.model.prefill(ids[:, :CONTEXT], cache)]
-        made += [self.model.decode(ids[:, t], cache) for t in range(CONTEXT, CONTEXT + CHECKED)]
-        self.error = _difference(torch.stack(made, 1), right)
-        last = ids[:, -1].clone()
-        return (lambda: self.model.decode(last, cache)), (lambda: None)
-
-    def _prefill(self) -> tuple[Callable[[], object], Callable[[], object]]:
-        ids = self.reference.prompt_ids
-        cache: list[Any] = [None]
-
-        def fresh() -> None:
-            cache[0] = self.model.new_cache(1, PROMPT)
-
-        fresh()
-        self.error = _difference(self.model.prefill(ids, cache[0]), self.reference.prompt_logits)
-        return (lambda: self.model.prefill(ids, cache[0])), fresh
+    def _filled(self) -> tuple[Any, Tensor]:
+        """A cache that holds the context, and the logits behind it."""
+        cache = self.model.new_cache(self.batch, MAX_LEN)
+        return cache, self.model.prefill(self.ids[:, :CONTEXT], cache)
 
     def time(self, repetitions: int) -> list[float]:
-        timed(self.run, WARM if self.name.startswith("decode") else 1, before=self.before)
-        return timed(self.run, repetitions, before=self.before)
+        (cache, _), last = self._filled(), self.ids[:, -1].clone()
+        step = partial(self.model.decode, last, cache)
+        timed(step, WARM)
+        return timed(step, repetitions)
+
+
+class _Prefill:
+    """A prompt into an empty cache."""
+
+    def __init__(self, model: Running, reference: Reference) -> None:
+        self.model, self.ids = model, reference.prompt_ids
+        self._empty()
+        self.error = _difference(self._run(), reference.prompt_logits)
+
+    def _empty(self) -> None:
+        self.cache = self.model.new_cache(1, PROMPT)
+
+    def _run(self) -> Tensor:
+        return self.model.prefill(self.ids, self.cache)
+
+    def time(self, repetitions: int) -> list[float]:
+        timed(self._run, 1, before=self._empty)
+        return timed(self._run, repetitions, before=self._empty)
+
+
+def _job(model: Running, name: str, reference: Reference) -> _Decode | _Prefill:
+    """A job of a model, checked: its `error`, and `time` for seconds of each repetition."""
+    kind, _, size = name.partition("-")
+    return _Decode(model, int(size), reference) if kind == "decode" else _Prefill(model, reference)
 
 
 def _difference(got: Tensor, right: Tensor) -> float:
@@ -185,7 +199,7 @@ def serve(name: str, preset: str) -> None:
     answers = _own_output()
     contender = contenders()[name]
     spec = load_spec(preset)
-    jobs: dict[str, _Job] = {}
+    jobs: dict[str, _Decode | _Prefill] = {}
 
     def answer(**said: object) -> None:
         answers.write(json.dumps(said) + "\n")
@@ -203,7 +217,7 @@ def serve(name: str, preset: str) -> None:
             continue
         try:
             model = model or (_ringc(spec) if contender.form is None else _Torch(spec, contender))
-            jobs[job] = _Job(model, job, read_reference(spec))
+            jobs[job] = _job(model, job, read_reference(spec))
         except RingcError as error:
             answer(missing=error.message)
             continue

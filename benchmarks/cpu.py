@@ -37,7 +37,6 @@ from benchmarks.common import (
 from benchmarks.contenders import JOBS, MAX_LEN, WARM, Contender, contenders, serve
 from benchmarks.cpu_reference import (
     BATCH,
-    CHECKED,
     CONTEXT,
     PROMPT,
     TOLERANCE,
@@ -56,7 +55,7 @@ GOALS = {"decode-1": (2.5, 3.5), f"decode-{BATCH}": (2.0, 3.0), f"prefill-{PROMP
 """Job -> how many times faster than the fastest peer ringc must be, and should be."""
 
 DECODE_TURNS = 3
-"""How often a round measures decoding: one turn takes 50 ms, as long as a disturbance on a busy machine."""
+"""How often a round measures decoding: one turn of ringc takes 50 ms, so that one disturbance can fill it."""
 
 USUAL = (
     "ringc",
@@ -150,8 +149,8 @@ def measure(
                 results[job][name] = found
                 if found.reason:
                     say(f"  {found.reason}")
-        for turn in range(rounds):
-            say(f"round {turn + 1} of {rounds}")
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
             for job in jobs:
                 for worker in workers * turns_of(job):
                     found = results[job][worker.contender.name]
@@ -206,7 +205,7 @@ def report(
         "",
         "Times are medians of turns' medians, with the shortest repetition and the distance between turns; in brackets behind a ratio, the "
         "middle half of the turns' ratios to the peer that was fastest in each. "
-        f"Decoding: a context of {CONTEXT}. Logits are within {TOLERANCE:g} of the fp64 reference's. Floor: "
+        f"Decoding: from a context of {CONTEXT} on, in each turn. Logits are within {TOLERANCE:g} of the fp64 reference's. Floor: "
         + "; ".join(f"{JOBS[j]} {_floor_text(floor[j], rates)}" for j in jobs)
         + ".",
         "",
@@ -308,10 +307,8 @@ def main() -> None:
     names, jobs = given.contenders.split(","), given.jobs.split(",")
     if wrong := [n for n in names if n not in contenders()] + [j for j in jobs if j not in JOBS]:
         parser.error(f"there is no '{wrong[0]}'")
-    if CONTEXT + CHECKED + given.rounds * DECODE_TURNS * (given.steps + WARM) > MAX_LEN:
-        parser.error(
-            f"{given.rounds} rounds of {DECODE_TURNS} times {given.steps} steps don't fit into caches of {MAX_LEN} tokens"
-        )
+    if CONTEXT + WARM + given.steps > MAX_LEN:
+        parser.error(f"{given.steps} steps of a turn don't fit into caches of {MAX_LEN} tokens")
     spec = load_spec(given.preset)
     found = machine()
     say(machine_line(found))

@@ -207,7 +207,7 @@ def main() -> None:
     given = parser.parse_args()
 
     spec = load_spec(given.preset)
-    heads, dim = given.heads or spec.heads, spec.head_dim
+    heads, dim = spec.heads if given.heads is None else given.heads, spec.head_dim
     if not 1 <= heads <= spec.heads:
         parser.error(f"{spec.name} has 1 to {spec.heads} heads")
     steep, slopes = steepest(spec)

@@ -39,6 +39,7 @@ from ringc.ir.ops.source import scalar
 from ringc.ir.symbols import symbols_of
 from ringc.ir.types import DType
 from ringc.passes.front import front_of, why_not_in_front
+from ringc.passes.schedules.linear_attention import slices
 
 STEEPEST = 60.0
 """Largest `slope * chunk` of the chunked form: e^60 k v is far from the end of f32's range."""
@@ -55,9 +56,6 @@ LOCALS = (
     "qs", "ks", "vs", "os", *(f"S{r}" for r in range(ROWS)),
 )  # fmt: skip
 """What the body calls its own."""
-
-HEADS = 4
-"""With fewer heads than this, a head is cut into slices, so that one sequence occupies several threads."""
 
 
 def emit_recurrent(kernel: Kernel) -> str:
@@ -88,22 +86,11 @@ class _Tiles:
 
 
 def _tiles(dk: int, dv: int, heads: int, columns: int) -> _Tiles:
-    """The cut for heads of these sizes, with slices of at most `columns`.
-
-    A narrower slice reads q and k once more and costs 20 to 40 % in time, so there are several only where a group's rows don't fit into
-    registers otherwise, where the configuration asks for them, and where a few heads would leave threads idle.
-    """
-
-    def fits(slices: int) -> bool:
-        width = dv // slices
-        return dv % slices == 0 and (slices == 1 or width % LANES == 0)
-
-    slices = next((s for s in range(1, dv + 1) if fits(s) and dv // s <= columns), 1)
-    while heads * slices < HEADS and fits(2 * slices):
-        slices *= 2
-    vectors = -(-dv // slices // LANES)
+    """The cut for heads of these sizes, with slices of at most `columns`."""
+    cut = slices(heads, dv, columns)
+    vectors = -(-dv // cut // LANES)
     rows = max(r for r in range(1, ROWS + 1) if dk % r == 0 and (r == 1 or r * vectors <= ROWS * COLUMNS // LANES))
-    return _Tiles(slices, dv // slices, rows)
+    return _Tiles(cut, dv // cut, rows)
 
 
 class Emitter:

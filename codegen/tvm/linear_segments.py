@@ -16,7 +16,8 @@ def emit(kernel: Kernel) -> str:
     """`tvm.linear_segments{chunk,segment,segments}`: the file's body.
 
     `chunk`: tokens of a block. `segment`: least tokens of a segment. `segments`: into how many a batch is cut at most, beside one more for
-    each sequence. The workspace f32[(B + min(N // segment, segments)) * H, Dk, Dv] holds what enters each segment.
+    each sequence; half as many sequences are not cut. The workspace f32[(B + min(N // segment, segments)) * H, Dk, Dv] holds what enters
+    each segment.
 
     Raises:
         CodegenError: the region is no single linear attention on f32.
@@ -41,13 +42,15 @@ class _Segments(Emitter):
         out = self.script
         with out.main():
             whole = segments * chunk
-            out(f"segment: T.let = T.max(T.int64({segment}), (N + {whole - 1}) // {whole} * {chunk})")
+            out("# Tokens of a segment. Sequences that make half of the tasks by themselves stay in one piece.")
+            cut = f"T.max(T.int64({segment}), (N + {whole - 1}) // {whole} * {chunk})"
+            out(f"segment: T.let = T.Select(2 * B < {segments}, {cut}, T.max(N, T.int64(1)))")
             self.number(segment)
             out("# What a segment adds, from zero; nobody asks what the last one of a sequence does.")
             with self.tasks("piece", "begins[B]"):
                 self.piece()
                 with out.block("if piece + 1 < begins[b + 1]:"):
-                    self.rows(f"{self.state()} = T.float32(0)")
+                    self.each_element(f"{self.state()} = T.float32(0)")
                     self.walk(chunk, outputs=False)
             out("# What enters a segment: the sequence's state, and what the segments before it add.")
             with self.tasks("b", "B"):
@@ -58,16 +61,19 @@ class _Segments(Emitter):
                 self.walk(chunk, outputs=True)
                 out("slot: T.let = slots[b]")
                 with out.block("if slot >= 0 and piece + 1 == begins[b + 1]:"):
-                    self.rows(f"{self.pool()} = {self.state()}")
+                    self.each_element(f"{self.pool()} = {self.state()}")
         return self.file(["exp"])
 
-    def rows(self, statement: str) -> None:
+    def each_element(self, statement: str) -> None:
         """A statement on each row and column of a state."""
         with self.script.block(f"for i in T.serial({self.dk}):"):
             self.script.vectors(self.tiles.width, statement.replace("#", "i"))
 
     def enter(self) -> None:
-        """A row at a time, in registers: it goes into a segment's place, whose own sum comes out and is added to the decayed row."""
+        """A row at a time, in registers: it goes into a segment's place, whose own sum comes out and is added to the decayed row.
+
+        The last segment's place holds no sum yet; what becomes of the row there is read by nobody.
+        """
         out, width = self.script, self.tiles.width
         out("slot: T.let = slots[b]")
         out.scratch("over", (1,))
@@ -84,14 +90,18 @@ class _Segments(Emitter):
                 out.vectors(width, f"added[@] = {place}", f"{place} = row[@]", "row[@] = row[@] * over[0] + added[@]")
 
     def number(self, segment: int) -> None:
-        """Segments are numbered sequence by sequence: `begins` has each sequence's first, `owners` each segment's sequence."""
+        """Segments are numbered sequence by sequence: `begins` has each sequence's first, `owners` each segment's sequence.
+
+        A sequence without tokens has none, and its state stays. Others have at most one more than their tokens fill, which makes
+        `B + N // segment` in all.
+        """
         out = self.script
         out('begins = T.alloc_buffer((B + 1,), "int32", scope="global")')
         out(f'owners = T.alloc_buffer((B + N // {segment} + 1,), "int32", scope="global")')
         out("begins[0] = 0")
         with out.block("for b in T.serial(B):"):
             out('tokens: T.let = T.Cast("int64", offsets[b + 1] - offsets[b])')
-            out('begins[b + 1] = begins[b] + T.Cast("int32", T.max(T.int64(1), (tokens + segment - 1) // segment))')
+            out('begins[b + 1] = begins[b] + T.Cast("int32", (tokens + segment - 1) // segment)')
             with out.block("for piece in T.serial(begins[b], begins[b + 1]):"):
                 out('owners[piece] = T.Cast("int32", b)')
 

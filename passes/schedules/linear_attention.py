@@ -28,10 +28,13 @@ TABLES = sympy.Float(50e-9)
 """Seconds that a task of the chunked form on the CPU takes for its tables of powers."""
 
 CPU_SEGMENT = 128
-"""Least tokens of a segment on the CPU: its state is written and read twice, which costs as much as 5 tokens."""
+"""Least tokens of a segment on the CPU: its state is written and read three times, which costs as much as 8 tokens."""
 
 CPU_TASKS = 32
-"""Tasks that a batch is cut into on the CPU, for machines of so many cores."""
+"""Tasks that a batch of few sequences is cut into on the CPU; one that makes half as many by itself is not cut."""
+
+VECTOR = 16
+"""Columns of a slice are a multiple of this: the lanes of a vector."""
 
 GPU_CHUNK = 64
 GPU_SEGMENT = 256
@@ -74,7 +77,7 @@ def _cpu(p: Problem, target: Target) -> dict[str, Candidate]:
     threads = sympy.Min(target.width, B * _tasks(p))
     work = _work(p, target, threads)
     fixed = (p.state_bytes + p.row_bytes) / sympy.Float(target.bandwidth) + target.launch
-    tables = TABLES * B * p.heads / threads
+    tables = TABLES * B * _tasks(p) / threads
     recurrent, scaled = work + fixed, work / CHUNKED_GAIN + tables + fixed
     chunk = next((c for c in (16, 8, 4) if c * p.steepest <= SAFE_EXPONENT), 0)
     unsafe = "" if chunk else f"slope {p.steepest:.3g} times 4 tokens exceeds {SAFE_EXPONENT:g}: exp overflows fp32"
@@ -86,22 +89,22 @@ def _cpu(p: Problem, target: Target) -> dict[str, Candidate]:
 def segments(p: Problem, target: Target) -> Candidate:
     """The chunked form cut into segments, by TVM."""
     # All but the last segment of a sequence build up their state once more, half of the work, and each state is written and read three
-    # times. Two threads, 8192 tokens, against one piece: a head of 16 columns takes 303 us instead of 369, 8 heads of 64 11.9 ms, not 8.2.
+    # times. Two threads, 4096 tokens, against one piece: 8 heads of 64 columns take 5.9 ms, not 4.0. 16 threads: 1.04, not 1.40.
     whole = _cpu(p, target)["chunked"]
     chunk = dict(parse_config(whole.implementation))["chunk"]
-    most = max(1, CPU_TASKS // _tasks(p))
-    pieces = add(B, sympy.Min(floordiv(N, CPU_SEGMENT), most))
-    threads = sympy.Min(target.width, pieces * _tasks(p), evaluate=False)
+    each = _tasks(p)
+    most = max(1, CPU_TASKS // each)
+    cut = sympy.Min(floordiv(N, CPU_SEGMENT), most, evaluate=False)
+    few = sympy.Min(1, longer(sympy.Integer(0), most - 2 * B), evaluate=False)
+    pieces = longer(B, cut * few)
+    threads = sympy.Min(target.width, pieces * each, evaluate=False)
     twice = sympy.Float(1.5) - sympy.Float(0.5) * B / pieces
     states = 6 * 4 * pieces * p.heads * p.dk * p.dv
     fixed = (p.state_bytes + p.row_bytes + states) / sympy.Float(target.bandwidth) + 3 * target.launch
-    seconds = _work(p, target, threads) / CHUNKED_GAIN * twice + 2 * TABLES * pieces * p.heads / threads + fixed
-    return Candidate(
-        f"tvm.linear_segments{{chunk={chunk},segment={CPU_SEGMENT},segments={most}}}",
-        seconds,
-        whole.illegal,
-        (TensorType(DType.F32, (mul(pieces, p.heads), p.dk, p.dv)),),
-    )
+    seconds = _work(p, target, threads) / CHUNKED_GAIN * twice + 2 * TABLES * pieces * each / threads + fixed
+    workspace = TensorType(DType.F32, (mul(add(B, sympy.Min(floordiv(N, CPU_SEGMENT), most)), p.heads), p.dk, p.dv))
+    config = f"chunk={chunk},segment={CPU_SEGMENT},segments={most}"
+    return Candidate(f"tvm.linear_segments{{{config}}}", seconds, whole.illegal, (workspace,))
 
 
 def _work(p: Problem, target: Target, threads: sympy.Expr) -> sympy.Expr:
@@ -109,12 +112,25 @@ def _work(p: Problem, target: Target, threads: sympy.Expr) -> sympy.Expr:
     return 5 * N * p.heads * p.dk * p.dv / (target.vector_rate / target.width * threads)
 
 
+def slices(heads: int, dv: int, columns: int = 64) -> int:
+    """Into how many slices of value columns the kernels for the CPU cut a head: none wider than `columns`, and enough for four tasks.
+
+    A narrower slice reads q and k once more and costs 20 to 40 % in time, so there are several only where a group of the state's rows
+    doesn't fit into registers otherwise, and where a few heads would leave threads idle.
+    """
+
+    def fits(count: int) -> bool:
+        return dv % count == 0 and (count == 1 or dv // count % VECTOR == 0)
+
+    found = next((count for count in range(1, dv + 1) if fits(count) and dv // count <= columns), 1)
+    while heads * found < 4 and fits(2 * found):
+        found *= 2
+    return found
+
+
 def _tasks(p: Problem) -> int:
-    """Into how many tasks a sequence is cut: heads, or slices of their columns where a slice is 64 or heads are few."""
-    slices = -(-p.dv // 64)
-    while p.heads * slices < 4 and p.dv % (32 * slices) == 0:
-        slices *= 2
-    return p.heads * slices
+    """Into how many tasks the kernels for the CPU cut a sequence."""
+    return p.heads * slices(p.heads, p.dv)
 
 
 def _gpu(p: Problem, target: Target) -> dict[str, Candidate]:

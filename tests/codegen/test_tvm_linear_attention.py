@@ -16,13 +16,13 @@ from ringc.errors import CodegenError
 from tests.codegen.support_kernels import check_golden, kernel
 from tests.codegen.support_tvm_script import Built, offsets_of
 
-SEGMENTS = "tvm.linear_segments{chunk=16,segment=32,segments=4}"
+SEGMENTS = "tvm.linear_segments{chunk=16,segment=32,segments=8}"
 FORMS = ("tvm.linear_recurrent", "tvm.linear_chunked{chunk=16}", SEGMENTS)
 
 
 def mixer(heads: int, dk: int, dv: int, implementation: str, dtype: str = "f32") -> Kernel:
     rows, pool = f"{dtype}[N / B, {heads}", f"state<f32[P; {heads}, {dk}, {dv}]>"
-    workspace = [f"f32[{heads}*B + {heads}*min(N // 32, 4), {dk}, {dv}]"] if implementation == SEGMENTS else []
+    workspace = [f"f32[{heads}*B + {heads}*min(N // 32, 8), {dk}, {dv}]"] if implementation == SEGMENTS else []
     return kernel(
         f"""
 func @mixer(%q: {rows}, {dk}], %k: {rows}, {dk}], %v: {rows}, {dv}], %slopes: f32[{heads}],
@@ -76,13 +76,33 @@ def test_batches(make: Make, lengths: list[int], nobody: list[int], implementati
 
 @pytest.mark.parametrize(
     ("lengths", "nobody"),
-    [([32], []), ([64, 33, 31], [1]), ([96, 0, 0, 96], [3]), ([1, 640, 2], []), ([33] * 9, [2, 5]), ([640], [0])],
+    [
+        ([32], []),
+        ([64, 33, 31], [1]),
+        ([96, 0, 96], [2]),
+        ([1, 640, 2], []),
+        ([33] * 3, [2]),
+        ([640], [0]),
+        ([70] * 4, [1]),
+    ],
     ids=str,
 )
 def test_segments_begin_and_end_anywhere(make: Make, lengths: list[int], nobody: list[int]) -> None:
-    """As long as a segment, a token more or less, many of them, without a slot; a fast head, a slow one and one that is too steep."""
+    """As long as a segment, a token more or less, many of them, without a slot, too many sequences to cut; a slow head and steep ones."""
     slopes = torch.tensor([0.001, 0.3, 3.9, 50.0])
     make(4, 32, 32, SEGMENTS).check(inputs(4, 32, 32, lengths, nobody, slopes))
+
+
+@pytest.mark.parametrize("lengths", [[33] * 3, [32, 64, 1], [129], [1] * 5, [0, 640, 0]], ids=str)
+def test_segments_stay_within_their_workspace(make: Make, lengths: list[int]) -> None:
+    """Memory behind it isn't touched, and neither is the workspace of segments that there aren't."""
+    built = make(4, 32, 32, SEGMENTS)
+    given = inputs(4, 32, 32, lengths)
+    rows = 4 * (len(lengths) + min(sum(lengths) // 32, 8))
+    memory = torch.full((rows + 64, 32, 32), float("nan"))
+    built.launch(*given, torch.empty(sum(lengths), 4, 32), memory[:rows])
+    assert memory[rows:].isnan().all()
+    assert not memory[: 4 * sum(n > 0 for n in lengths)].isnan().any()
 
 
 @pytest.mark.parametrize("implementation", FORMS)

@@ -77,7 +77,9 @@ def test_the_cpu_block_shrinks_with_the_slope_until_no_block_is_safe() -> None:
 def test_segments_pay_where_heads_are_fewer_than_threads(
     threads: int, heads: int, tokens: int, sequences: int, wins: bool
 ) -> None:
-    machine, problem = replace(target("cpu"), width=threads), replace(MINI, heads=heads, element=4)
+    two = target("cpu")
+    machine = replace(two, width=threads, vector_rate=two.vector_rate / two.width * threads)
+    problem = replace(MINI, heads=heads, element=4)
     sizes = {"N": tokens, "B": sequences}
     cut, whole = segments(problem, machine), forms(problem, machine)["chunked"]
     assert (at(cut.seconds, sizes) < at(whole.seconds, sizes)) == wins

@@ -2,12 +2,13 @@
 
 RINGC_RANDOM_MODELS=200 takes the first 200 draws on each target instead of the few that reach every feature. Of 386 configurations on
 cpu 385 were within 6.2e-5, the reference's own code in single precision within 8.2e-5. Number 68 enlarges the rounding of its first
-product: ringc was off by 2.13e-4 there, and by 7e-5 with that product alone in fp64; the reference's own code by 1.93e-4. Three draws had a
-margin below 1e-5, and no token went to other experts than the reference chose.
+product: ringc was off by 2.13e-4 there, and by 7e-5 with that product alone in fp64; the reference's own code by 1.9e-4. Three draws had a
+margin below 1e-5, and no token went to other experts than the reference chose. Of 400 on target torch none was off by more than 1.3e-4.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +22,11 @@ from tests.reference.ring_linear import forward, layer_slopes, weight_shapes
 from tests.runtime.models import reference_config, sharded
 from tests.runtime.random_models import (
     FEATURES,
+    ILL,
     MARGIN,
     TOLERANCE,
     Draw,
+    allowed,
     compare,
     draw,
     draw_config,
@@ -32,8 +35,8 @@ from tests.runtime.random_models import (
     spec_of,
 )
 
-COVERING = (1, 24, 25, 37, 134, 230)
-"""Draws that together have every feature."""
+COVERING = (1, 24, 25, 37, 68, 134, 230)
+"""Draws that together have every feature, and the most ill-conditioned one of the first 386."""
 
 COUNT = int(os.environ.get("RINGC_RANDOM_MODELS", "0"))
 SEEDS = range(COUNT) if COUNT else COVERING
@@ -71,15 +74,20 @@ def test_logits_equal_the_reference(seed: int, target: str, tmp_path: Path) -> N
     # Any draw, however close two experts are, with the routing replayed.
     drawn, _ = draw(config, seed)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, seed, replayed=True)
-    assert found.error < found.allowed, found
+    assert found.excess < 1, found
     assert found.other < TOLERANCE, found
 
     # A draw whose margins single precision can tell, without.
     drawn, redraws = draw(config, seed, least=MARGIN)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, seed, replayed=False)
     print(f"seed {seed}, {target}: {redraws} redraws, {found}")
-    assert found.error < found.allowed, found
+    assert found.excess < 1, found
     assert redraws <= MOST_REDRAWS
+
+
+def test_an_ill_conditioned_token_excuses_itself_alone() -> None:
+    unfused = torch.tensor([1e-6, 1.9e-4, math.inf, math.nan])
+    assert allowed(unfused).tolist() == pytest.approx([TOLERANCE, ILL * 1.9e-4, TOLERANCE, TOLERANCE])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,7 @@ def test_decays_of_no_published_model(decay: dict[str, object], tmp_path: Path) 
     ringc.compile(spec, tmp_path / "a", target="torch")
     drawn, _ = draw(reference_config(spec), 37, least=MARGIN)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, 37, replayed=False)
-    assert found.error < found.allowed, found
+    assert found.error < TOLERANCE, found
 
 
 @pytest.mark.parametrize("seed", [25, 37])
@@ -116,4 +124,4 @@ def test_a_published_checkpoint_gives_the_reference_s_logits(seed: int, tmp_path
     model = ringc.load(tmp_path / "a", sharded(tmp_path / "checkpoint", published))
     found = compare(model, drawn, seed, replayed=False)
     assert found.margin > MARGIN
-    assert found.error < found.allowed, found
+    assert found.error < TOLERANCE, found
