@@ -211,7 +211,7 @@ def _entries(module: Module) -> dict[str, Any]:
                 "rows": list(f.notes.get("rows", (1, 0))),
                 "form": f.notes.get("form", ""),
                 "predicted": predicted_seconds(module, f),
-                "typical": typical_sizes(f.notes["rows"], f.notes["serves"]),
+                "typical": typical_sizes(f.notes["rows"], f.notes["serves"], f.notes.get("each", 0)),
                 "inputs": [[a.name, str(a.type)] for a in f.body.args],
             }
             for f in versions

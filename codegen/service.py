@@ -7,15 +7,21 @@ from ringc.ir.ops.call import Call, Launch
 
 
 def note_service(module: Module) -> None:
-    """Give every kernel's function the notes `rows` (least and greatest number of tokens, 0 for no limit) and `serves` (entry points)."""
+    """Give every kernel's function the notes `rows` (least and greatest number of tokens, 0 for no limit) and `serves` (entry points).
+
+    And `each`, the most tokens of a sequence, where all versions that launch it have a limit.
+    """
     for version in list(module.functions.values()):
         entry = version.notes.get("entry")
         if entry is None or entry == "prepare":
             continue
         rows = tuple(version.notes.get("rows", (1, 0)))
         for kernel in _kernels(module, version):
-            known = kernel.notes.get("rows")
+            known, each = kernel.notes.get("rows"), version.notes.get("each", 0)
             kernel.notes["rows"] = rows if known is None else _union(known, rows)
+            each = _greatest(kernel.notes.pop("each", each if known is None else 0), each)
+            if each:
+                kernel.notes["each"] = each
             serves = set(str(kernel.notes.get("serves", entry)).split("+")) | {str(entry)}
             kernel.notes["serves"] = "+".join(sorted(serves))
 
@@ -33,4 +39,9 @@ def _kernels(module: Module, function: Function) -> list[Function]:
 
 def _union(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
     """The range that holds both; a greatest number of 0 is no limit."""
-    return min(a[0], b[0]), 0 if 0 in (a[1], b[1]) else max(a[1], b[1])
+    return min(a[0], b[0]), _greatest(a[1], b[1])
+
+
+def _greatest(a: int, b: int) -> int:
+    """The greater of two limits; 0 is none."""
+    return 0 if 0 in (a, b) else max(a, b)

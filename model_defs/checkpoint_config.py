@@ -44,10 +44,9 @@ def import_checkpoint(directory: str | Path, decay: LayerFactor = "serving") -> 
         CheckpointError: config.json is missing, malformed, of another architecture, or asks for what a spec can't say.
         UsageError: `decay` is no layer factor.
     """
-    if decay not in get_args(LayerFactor):
-        raise UsageError(
-            f"'{decay}' is not a layer factor of the decay", help=f"choose from: {', '.join(get_args(LayerFactor))}"
-        )
+    published = [factor for factor in get_args(LayerFactor) if factor != "none"]
+    if decay not in published:
+        raise UsageError(f"'{decay}' is not a layer factor of the decay", help=f"choose from: {', '.join(published)}")
     folder = Path(directory)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "doesn't exist"

@@ -82,7 +82,10 @@ def _spec_error(error: ValidationError, source: Source) -> SpecError:
     (place, first), *others = placed
     help_ = first.help
     if others:
-        help_ = "\n".join([help_, *(f"  also: {at_}: {mistake.message}" for at_, mistake in others)])
+        # A mistake of a part that is used several times is found as often.
+        also = dict.fromkeys(f"  also: {at_}: {mistake.message}" for at_, mistake in others)
+        also.pop(f"  also: {place}: {first.message}", None)
+        help_ = "\n".join([help_, *also])
     return SpecError(first.message, place=place, help=help_)
 
 

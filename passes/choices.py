@@ -27,6 +27,7 @@ class Region:
         body: what it computes.
         rows: that the version serves.
         serves: the version's entry point.
+        each: the most tokens of a sequence in the version; 0 for no limit.
         sizes: the typical ones of the version, of the symbols that the region has.
         candidates: in no particular order, illegal ones among them.
     """
@@ -36,6 +37,7 @@ class Region:
     body: Block
     rows: Rows
     serves: str
+    each: int
     sizes: Sizes
     candidates: tuple[Candidate, ...]
 
@@ -43,6 +45,11 @@ class Region:
     def what(self) -> str:
         """The region in a line."""
         return describe(self.body)
+
+    @property
+    def typical(self) -> dict[str, int]:
+        """The sizes at which candidates are compared, of all symbols."""
+        return typical_sizes(self.rows, self.serves, self.each)
 
     @property
     def legal(self) -> list[Candidate]:
@@ -54,17 +61,17 @@ class Regions:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._known: dict[tuple[str, Rows, str], Region] = {}
+        self._known: dict[tuple[str, Service], Region] = {}
 
     def of(self, op: Fused, function: Function) -> Region:
         """The region of an operation that stands in a function, or in a way of one of its `alternatives`."""
-        rows, serves = service(function)
+        served = service(function)
         key = f"{op.family} {op.body.structural_hash()[:16]}"
-        if (key, rows, serves) not in self._known:
-            sizes = sizes_of(op.body, rows, serves)
-            found = tuple(candidates(op.family, op.body, rows, self.target))
-            self._known[key, rows, serves] = Region(key, op.family, op.body, rows, serves, sizes, found)
-        return self._known[key, rows, serves]
+        if (key, served) not in self._known:
+            sizes = sizes_of(op.body, served)
+            found = tuple(candidates(op.family, op.body, served[0], self.target))
+            self._known[key, served] = Region(key, op.family, op.body, *served, sizes, found)
+        return self._known[key, served]
 
 
 @dataclass(frozen=True)
@@ -114,21 +121,26 @@ def _of_function(function: Function, regions: Regions) -> Iterator[Choice]:
                 for label, way in zip(op.labels, op.ways, strict=True)
             ]
             legal = tuple((label, way) for label, way in ways if all(r.legal for r in way))
-            yield Choice(describe(op.ways[0]), sizes_of(op.ways[0], *service(function)), legal)
+            yield Choice(describe(op.ways[0]), sizes_of(op.ways[0], service(function)), legal)
 
 
-def service(function: Function) -> tuple[Rows, str]:
-    """The rows that a function serves, and for which entry point."""
-    return function.notes.get("rows", (1, 0)), function.notes.get("serves", "prefill")
+Service = tuple[Rows, str, int]
+"""What a version serves: rows, of which entry point, and the most tokens of a sequence (0 for no limit)."""
 
 
-def sizes_of(body: Block, rows: Rows, serves: str) -> Sizes:
+def service(function: Function) -> Service:
+    """What a function serves: a version, or a layer of one."""
+    notes = function.notes
+    return notes.get("rows", (1, 0)), notes.get("serves", "prefill"), notes.get("each", 0)
+
+
+def sizes_of(body: Block, served: Service) -> Sizes:
     """The typical sizes of a version, of those symbols that a kernel with this body can read off its tensors."""
     names: set[str] = set()
     for value in (*body.args, *body.outputs):
         type = value.type
         names |= symbols_of((type.slots, *type.shape) if isinstance(type, StateType) else type.shape)
-    return tuple(sorted((k, v) for k, v in typical_sizes(rows, serves).items() if k in names))
+    return tuple(sorted((k, v) for k, v in typical_sizes(*served).items() if k in names))
 
 
 def describe(body: Block) -> str:

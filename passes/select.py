@@ -19,11 +19,11 @@ from ringc.errors import CodegenError
 from ringc.ir.builder import Builder
 from ringc.ir.core import Function, Module
 from ringc.ir.ops.call import Alternatives, Fused
-from ringc.passes.choices import Regions, service, sizes_of
+from ringc.passes.choices import Regions, Service, service, sizes_of
 from ringc.passes.framework import Pass
 from ringc.passes.record import Record, Sizes, load_record, sizes_text
 from ringc.passes.schedules.candidates import typical_sizes
-from ringc.passes.schedules.model import Candidate, Rows, at, cost_text
+from ringc.passes.schedules.model import Candidate, at, cost_text
 from ringc.passes.target import Target
 
 
@@ -71,7 +71,7 @@ class _Chooser:
 
     regions: Regions
     record: Record
-    known: dict[tuple[str, Rows, str], _Ranking] = field(default_factory=dict)
+    known: dict[tuple[str, Service], _Ranking] = field(default_factory=dict)
     function: Function = field(init=False)
 
     def run(self, function: Function) -> None:
@@ -88,7 +88,7 @@ class _Chooser:
     def ranked(self, op: Fused) -> _Ranking:
         region = self.regions.of(op, self.function)
         # Layers of one kind in several versions are equal: costs are worked out once.
-        key = (region.key, region.rows, region.serves)
+        key = (region.key, service(self.function))
         if key not in self.known:
             legal = [c.implementation for c in region.legal]
             measured = self.record.times(region.key, region.sizes, legal)
@@ -141,7 +141,7 @@ class _Chooser:
             (p.way.implementation, cost_text(p.way.seconds), p.way.illegal, cost_text(won.way.seconds)) for p in others
         )
         if by_record:
-            sizes = sizes_text(sizes_of(way, *service(self.function)))
+            sizes = sizes_text(sizes_of(way, service(self.function)))
             legal = [p for p in others if not p.way.illegal]
             chosen.measured += tuple((sizes, p.way.implementation, _text(p.seconds), _text(won.seconds)) for p in legal)
         for old, output in zip(op.results, way.outputs, strict=True):

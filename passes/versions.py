@@ -36,6 +36,9 @@ class Versions(Pass):
 def _copy(module: Module, entry: Function, version: Version, schedule: Schedule) -> None:
     name = f"{entry.name}.{version.name}"
     renamed: dict[str, str] = {}
+    served: dict[str, Any] = {"rows": version.rows, "serves": entry.notes["entry"]}
+    if version.each:
+        served["each"] = version.each
 
     def copy(function: Function, to: str, **notes: Any) -> None:
         body = function.body.clone()
@@ -45,9 +48,7 @@ def _copy(module: Module, entry: Function, version: Version, schedule: Schedule)
             elif isinstance(op, Call):
                 if op.callee not in renamed:
                     renamed[op.callee] = name + op.callee.removeprefix(entry.name)
-                    copy(
-                        module.functions[op.callee], renamed[op.callee], rows=version.rows, serves=entry.notes["entry"]
-                    )
+                    copy(module.functions[op.callee], renamed[op.callee], **served)
                 op.callee = renamed[op.callee]
         module.add(Function(to, body, **notes))
 
@@ -56,8 +57,7 @@ def _copy(module: Module, entry: Function, version: Version, schedule: Schedule)
         name,
         entry=entry.notes["entry"],
         guard=version.guard,
-        rows=version.rows,
-        serves=entry.notes["entry"],
+        **served,
         form=version.form,
         switch=schedule.switch,
         forms=schedule.costs,

@@ -51,6 +51,9 @@ class Cache:
     def __init__(
         self, states: Mapping[str, Mapping[str, Any]], batch_size: int, max_len: int, device: torch.device
     ) -> None:
+        for name, value in (("batch_size", batch_size), ("max_len", max_len)):
+            if not isinstance(value, int):
+                raise RunError(f"{name} is {value!r}", help="give an integer")
         if batch_size < 1 or max_len < 1:
             raise RunError(
                 f"a cache of {batch_size} slots of {max_len} tokens holds nothing", help="both are at least 1"
@@ -86,8 +89,10 @@ class Cache:
         """Forget a slot's sequence: the next one starts there from nothing.
 
         Raises:
-            RunError: there is no such slot.
+            RunError: there is no such slot, or it is no integer.
         """
+        if not isinstance(slot, int):
+            raise RunError(f"the slot is {slot!r}", help="give one slot at a time, as an integer")
         self.check_slots([slot])
         for name, state in self.states.items():
             if name not in self._growing:  # rows of keys and values beyond the length are never read

@@ -105,7 +105,7 @@ class Model(torch.nn.Module):
         Raises:
             RunError: an id is outside the vocabulary, or there are none.
         """
-        tokens = self._checked(ids, 2)
+        tokens = self._checked(ids, 2, "[B, T]")
         cache = self.new_cache(tokens.shape[0], tokens.shape[1])
         return self.prefill(tokens, cache, lengths=lengths, all_logits=True)
 
@@ -141,7 +141,7 @@ class Model(torch.nn.Module):
         Raises:
             RunError: ids outside the vocabulary, wrong shapes, lengths or slots, a full cache. The cache is unchanged then.
         """
-        tokens = self._checked(ids, 2)
+        tokens = self._checked(ids, 2, "[B, T]")
         batch, longest = tokens.shape
         counts = _integers(lengths, batch, "lengths") if lengths is not None else [longest] * batch
         wrong = [n for n in counts if not 1 <= n <= longest]
@@ -180,7 +180,7 @@ class Model(torch.nn.Module):
         Raises:
             RunError: as for `prefill`.
         """
-        tokens = self._checked(ids, 1).tolist()
+        tokens = self._checked(ids, 1, "[B]").tolist()
         self._check_range(min(tokens), max(tokens))
         batch = len(tokens)
         places = self._slots(cache, slots, batch)
@@ -222,7 +222,7 @@ class Model(torch.nn.Module):
         Raises:
             RunError: ids outside the vocabulary, an empty prompt, a parameter out of its range.
         """
-        prompt = self._checked(ids, 1)
+        prompt = self._checked(ids, 1, "[T], of one sequence,")
         self._check_range(int(prompt.min()), int(prompt.max()))
         if max_new_tokens < 1:
             raise RunError(f"max_new_tokens is {max_new_tokens}", help="ask for at least 1")
@@ -339,15 +339,14 @@ class Model(torch.nn.Module):
 
     # -- checks
 
-    def _checked(self, ids: Ids, rank: int) -> torch.Tensor:
-        """Ids as a tensor of this rank on the CPU."""
+    def _checked(self, ids: Ids, rank: int, shape: str) -> torch.Tensor:
+        """Ids as a tensor of this rank, of a `shape` in words, on the CPU."""
         try:
             tokens = torch.as_tensor(ids)
         except (TypeError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"ids are no table of integers: {error}", help="fill up short rows, and give `lengths`"
             ) from error
-        shape = "[B, T]" if rank == 2 else "[B]"
         if tokens.numel() == 0:
             raise RunError("there are no ids", help="give at least one token of each sequence")
         if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:

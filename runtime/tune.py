@@ -32,7 +32,6 @@ from ringc.passes.choices import Choice, Region, choices
 from ringc.passes.framework import PassManager
 from ringc.passes.pipeline import default_pipeline
 from ringc.passes.record import Entry, Key, Record, Sizes, load_record
-from ringc.passes.schedules.candidates import typical_sizes
 from ringc.passes.schedules.model import Candidate, at
 from ringc.passes.target import Target
 from ringc.runtime.artifact import Artifact
@@ -257,7 +256,7 @@ class Bench:
         """The timer of a kernel, or why it is not to be timed."""
         assert self._loaded is not None
         kernels, device = self._loaded, self._loaded.device
-        sizes = typical_sizes(region.rows, region.serves)
+        sizes = region.typical
         types = (*(arg.type for arg in kernel.function.body.args), *kernel.outputs, *kernel.workspace)
         needed = sum(evaluate(type.bytes, sizes) for type in types)
         # What is drawn, and what the kernel is given.
@@ -277,7 +276,7 @@ class Bench:
             for taken in itertools.product(*([(r, c) for c in r.legal] for r in way)):
                 keys = [_key(region, candidate) for region, candidate in taken]
                 failed = {key[2]: self.failed[key] for key in keys if key in self.failed}
-                predicted = sum(at(c.seconds, typical_sizes(r.rows, r.serves)) for r, c in taken)
+                predicted = sum(at(c.seconds, r.typical) for r, c in taken)
                 measured = None if failed else sum(self.entries[key].seconds for key in keys)
                 name = " + ".join(key[2] for key in keys)
                 unsteady = not self.unsteady.isdisjoint(keys)

@@ -24,7 +24,7 @@ def resource_table(rows: Iterable[tuple[str, int, Resources]], *, title: str | N
 
     table = Table(title=title, title_justify="left")
     table.add_column("kernel", no_wrap=True)  # a name that is cut names nothing
-    for column in ("arch", "warps", "registers", "spills", "shared", "blocks/SM", "occupancy"):
+    for column in ("arch", "warps", "registers", "local memory", "shared", "blocks/SM", "occupancy"):
         table.add_column(column, justify="right")
     table.add_column("limited by")
     table.add_column("tensor cores")

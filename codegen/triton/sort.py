@@ -31,8 +31,9 @@ def emit(kernel: Kernel) -> str:
     op = body.ops[0]
     (keys,) = argument_names(body, Names(_RESERVED))
     size, tile = op.num_keys, padded(op.num_keys)
-    # A step's comparisons are a tile of rows by keys: 8192 elements for up to 256 keys, as few rows as 16 beyond.
-    step = max(16, min(SORT_BLOCK, 8192 // tile))
+    # A step's comparisons are a tile of rows by keys: 8192 elements for up to 256 keys, as few rows as 16 beyond; sums along more than 256
+    # rows take more registers than there are.
+    step = max(16, min(SORT_BLOCK, 256, 8192 // tile))
     pointers = {"keys": "*i32", "order": "*i32", "offsets": "*i32", "places": "*i32", "counts": "*i32"}
 
     def job(name: str, wanted: str, constants: dict[str, int], warps: int) -> Job:

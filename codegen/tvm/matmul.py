@@ -117,12 +117,17 @@ class _Product:
         task = math.variable(self.names.fresh("task"), 0, None, "int64")
         panel = math.variable(self.names.fresh("panel"), 0, panels - 1, "int64")
         first = math.variable(self.names.fresh("first"), 0, None, "int64")
-        whole = self._apply("floordiv", self._apply("add", self.count, CHUNK - 1), CHUNK)
-        with w.block(f"for {task.what} in T.parallel({text(self._apply('mul', whole, panels))}):"):
+        # Chunks are equal: threads get as many tasks each, and a short last chunk would leave one waiting.
+        chunks = math.variable(self.names.fresh("chunks"), 1, None, "int64")
+        chunk = math.variable(self.names.fresh("chunk"), 0, CHUNK, "int64")
+        w(f"{chunks.what}: T.let = {text(self._apply('maximum', self._ceil(self.count, CHUNK), 1))}")
+        share = self._ceil(self._ceil(self.count, chunks), self.rows)
+        w(f"{chunk.what}: T.let = {text(self._apply('mul', share, self.rows))}")
+        with w.block(f"for {task.what} in T.parallel({text(self._apply('mul', chunks, panels))}):"):
             w(f"{panel.what}: T.let = {text(self._apply('mod', task, panels))}")
-            w(f"{first.what}: T.let = {text(self._apply('mul', self._apply('floordiv', task, panels), CHUNK))}")
-            left = self._apply("minimum", self._apply("sub", self.count, first), CHUNK)
-            tiles = self._apply("floordiv", self._apply("add", left, self.rows - 1), self.rows)
+            w(f"{first.what}: T.let = {text(self._apply('mul', self._apply('floordiv', task, panels), chunk))}")
+            left = self._apply("minimum", self._apply("sub", self.count, first), chunk)
+            tiles = self._ceil(left, self.rows)
             tile = math.variable(self.names.fresh("tile" if self.rows > 1 else "n"), 0, None, "int64")
             with w.block(f"for {tile.what} in range({text(tiles)}):"):
                 row = math.variable(self.names.fresh("row"), 0, None, "int64")
@@ -136,6 +141,11 @@ class _Product:
                     self._tile(panel, row, self.rows)
                 with w.block("else:"):
                     self._tile(panel, row, half)
+
+    def _ceil(self, a: Expr, b: Expr | int) -> Expr:
+        """a / b, rounded up."""
+        less = b - 1 if isinstance(b, int) else self._apply("sub", b, 1)
+        return self._apply("floordiv", self._apply("add", a, less), b)
 
     def _apply(self, function: str, a: Expr, b: Expr | int) -> Expr:
         return self.math.apply(function, a, self.math.number(b) if isinstance(b, int) else b)

@@ -31,12 +31,20 @@ def candidates(family: str, body: Block, rows: Rows, target: Target) -> list[Can
     return _FAMILIES[family](body, rows, target)
 
 
-def typical_sizes(rows: Rows, entry: str) -> dict[str, int]:
-    """Sizes that stand for a version when costs are compared: one prompt in prefill, one token of sequences of 4096 in decode."""
+def typical_sizes(rows: Rows, entry: str, each: int = 0) -> dict[str, int]:
+    """Sizes that stand for a version when costs are compared: one prompt in prefill, one token of sequences of 4096 in decode.
+
+    Args:
+        rows: that the version serves.
+        entry: its entry point.
+        each: the most tokens of a sequence that it serves; 0 for no limit. Then there are as many sequences as this takes.
+    """
     tokens = tokens_of(rows)
-    sequences, held = (tokens, 4096) if entry == "decode" else (1, tokens)
-    wanted = tokens if entry == "decode" else min(tokens, WANTED)
-    return {"N": tokens, "B": sequences, "R": wanted, "P": sequences, "S": held}
+    if entry == "decode":
+        return {"N": tokens, "B": tokens, "R": tokens, "P": tokens, "S": 4096}
+    held = min(each or tokens, tokens)
+    sequences = -(-tokens // held)
+    return {"N": tokens, "B": sequences, "R": max(min(tokens, WANTED), sequences), "P": sequences, "S": held}
 
 
 def _rows(template: str) -> Callable[[Block, Rows, Target], list[Candidate]]:

@@ -17,7 +17,7 @@ _FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor, "ceiling
 
 def predicted_seconds(module: Module, version: Function, sizes: Mapping[str, int] | None = None) -> float:
     """Seconds that the cost model gives for one run of a version, at its typical sizes unless others are given."""
-    given = sizes or typical_sizes(version.notes["rows"], version.notes["serves"])
+    given = sizes or typical_sizes(version.notes["rows"], version.notes["serves"], version.notes.get("each", 0))
     known: dict[str, float] = {}
 
     def of(function: Function) -> float:

@@ -18,12 +18,16 @@ from ringc.passes.target import Target
 
 @dataclass(frozen=True)
 class Version:
-    """One version of an entry point: the rows that it serves, the condition that the host tests, the form of linear attention."""
+    """One version of an entry point: the rows that it serves, the condition that the host tests, the form of linear attention.
+
+    `each` is the most tokens of a sequence; 0 for no limit.
+    """
 
     name: str
     guard: str
     rows: Rows
     form: str
+    each: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def _prefill(limits: Sequence[int], problem: Problem | None, switch: int | None)
         return
     if switch > 1:
         # Many short sequences: as many rows as in a long prompt, but each too short for blocks.
-        yield Version("brief", f"N < {switch} * B", (low, 0), "recurrent")
+        yield Version("brief", f"N < {switch} * B", (low, 0), "recurrent", switch - 1)
     yield Version("long", "", (low, 0), "chunked")
 
 

@@ -149,7 +149,8 @@ def _measured(function: Function, typical: dict[str, int]) -> list[tuple[str, ..
     return rows + illegal if rows else []
 
 
-def _service(function: Function) -> tuple[tuple[int, int], str]:
-    """The rows that a kernel serves, and for which entry point."""
-    low, high = function.notes.get("rows", (1, 0))
-    return (low, high), str(function.notes.get("serves", "prefill")).split("+")[-1]
+def _service(function: Function) -> tuple[tuple[int, int], str, int]:
+    """The rows that a kernel serves, for which entry point, and the most tokens of a sequence."""
+    notes = function.notes
+    low, high = notes.get("rows", (1, 0))
+    return (low, high), str(notes.get("serves", "prefill")).split("+")[-1], notes.get("each", 0)

@@ -128,7 +128,8 @@ def _stream(
     sys.stdout.flush()
     rate = f", {(made - 1) / (ended - first):.1f} tokens/s" if first is not None and made > 1 else ""
     wait = f", first after {(first - began) * 1e3:.0f} ms" if first is not None else ""
-    sys.stderr.write(f"[{len(ids)} tokens in, {made} out{wait}{rate}]\n")
+    why = ", up to a stop text" if guard.found else ", up to the end token" if made < count else ""
+    sys.stderr.write(f"[{len(ids)} tokens in, {made} out{why}{wait}{rate}]\n")
 
 
 def _check_length(prompt: int, more: int, artifact: Artifact) -> None:

@@ -124,7 +124,10 @@ def test_a_prompt_goes_on_as_the_reference_does_and_ends_at_eos(published: Publi
     done = run(published, "--prompt", PROMPT, "--max-new-tokens", "40")
     assert done.returncode == 0, done.stderr
     assert done.stdout == PROMPT + published.tokenizer.decode(published.wanted) + "\n"
-    assert f"[{len(published.prompt)} tokens in, {len(published.wanted)} out, first after " in done.stderr
+    assert (
+        f"[{len(published.prompt)} tokens in, {len(published.wanted)} out, up to the end token, first after "
+        in done.stderr
+    )
     assert " tokens/s]" in done.stderr
 
 
@@ -139,6 +142,7 @@ def test_text_stops_at_a_word(published: Published) -> None:
     word = next(c for i, c in enumerate(text) if i and c.isprintable() and c != "\ufffd" and c not in text[:i])
     done = run(published, "--prompt", PROMPT, "--max-new-tokens", "40", "--stop", word)
     assert done.stdout == PROMPT + text[: text.index(word)] + "\n"
+    assert " out, up to a stop text, first after " in done.stderr
 
 
 def test_the_whole_model_is_checked_with_it(published: Published) -> None:

@@ -1,4 +1,4 @@
-"""The first layers of Ring-mini-linear-2.0 at their real sizes, compiled for a GPU: registers are enough everywhere."""
+"""Models compiled for a GPU, Ring-mini-linear-2.0's first layers at their real sizes among them: registers are enough everywhere."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ RANGE_REDUCTION = 64
 """Bytes of stack at most that the library's sine indexes to reduce a large angle. It is no spill: no register was lacking."""
 
 
-def test_no_kernel_spills(tmp_path: Path) -> None:
-    spec = load_spec("ring-mini-linear-2.0")
-    cut = spec.model_copy(update={"layers": spec.layers.model_copy(update={"count": 5})})
-    assert (len(cut.linear_layers), len(cut.softmax_layers)) == (4, 1)
-    folder = tmp_path / "mini"
-    kernels = ringc.compile(cut, folder, target="sm_90").manifest["kernels"]
+@pytest.mark.parametrize("name", ["ring-mini-linear-2.0", "ring-tiny"])
+def test_no_kernel_spills(name: str, tmp_path: Path) -> None:
+    spec = load_spec(name)
+    if name != "ring-tiny":
+        spec = spec.model_copy(update={"layers": spec.layers.model_copy(update={"count": 5})})
+        assert (len(spec.linear_layers), len(spec.softmax_layers)) == (4, 1)
+    folder = tmp_path / "model"
+    kernels = ringc.compile(spec, folder, target="sm_90").manifest["kernels"]
     assert len(kernels) <= 60
     checked = 0
-    for name, entry in kernels.items():
+    for kernel, entry in kernels.items():
         if entry["backend"] != "triton":
             continue
         source = (folder / entry["source"]).read_text(encoding="utf-8")
         has_sine = "tl.sin(" in source
-        for part, found in entry["launch"].get("configurations", {name: entry["resources"]}).items():
+        for part, found in entry["launch"].get("configurations", {kernel: entry["resources"]}).items():
             used = Resources.from_dict(found)
-            assert used.local_bytes == 0, (name, part)
+            assert used.local_bytes == 0, (kernel, part)
             if has_sine:
-                assert used.stack_bytes <= RANGE_REDUCTION, (name, part)
+                assert used.stack_bytes <= RANGE_REDUCTION, (kernel, part)
             else:
-                assert (used.spill_stores, used.spill_loads, used.stack_bytes) == (0, 0, 0), (name, part)
+                assert (used.spill_stores, used.spill_loads, used.stack_bytes) == (0, 0, 0), (kernel, part)
             checked += 1
     assert checked > 10

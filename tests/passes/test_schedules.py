@@ -15,6 +15,7 @@ from ringc.ir.core import Block
 from ringc.ir.ops.call import Fused
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.text_parse import parse_module
+from ringc.passes.choices import service
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.schedules.candidates import candidates, typical_sizes
 from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
@@ -243,10 +244,26 @@ def test_every_version_has_a_predicted_time_that_grows_with_the_tokens(name: str
     module = Program(tiny_spec(), default_pipeline(), name).lowered
     for function in module.functions.values():
         if "guard" in function.notes:
-            sizes = typical_sizes(function.notes["rows"], function.notes["serves"])
+            sizes = typical_sizes(*service(function))
             few = predicted_seconds(module, function, sizes)
             more = predicted_seconds(module, function, sizes | {"N": 64 * sizes["N"], "B": 64 * sizes["B"]})
             assert 0 < few < more
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_a_version_is_priced_at_sizes_that_it_serves(name: str) -> None:
+    """They meet its guard, and none of those that are tried before."""
+    module = Program(tiny_spec(), default_pipeline(), name).lowered
+    tried: dict[str, list[str]] = {}
+    for function in module.functions.values():
+        if "guard" in function.notes:
+            guards = tried.setdefault(function.notes["entry"], [])
+            sizes = typical_sizes(*service(function))
+            assert not [g for g in guards if eval(g, {}, sizes)], function.name
+            assert eval(function.notes["guard"] or "True", {}, sizes), function.name
+            assert sizes["B"] <= sizes["R"] <= sizes["N"] <= sizes["B"] * max(1, sizes["S"])
+            guards.append(function.notes["guard"])
+    assert name != "sm_90" or any(" * B" in guard for guard in tried["prefill"])
 
 
 def test_guards_are_tried_from_the_most_special_to_one_without() -> None:

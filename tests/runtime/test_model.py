@@ -319,7 +319,10 @@ class TestErrors:
             (lambda m, c: m.decode([1], c, slots=[[0]]), "slots are not 1 integers"),
             (lambda m, c: m.prefill(torch.tensor([[272]], dtype=torch.uint16), c), "272 is outside the vocabulary"),
             (lambda m, c: c.free(4), "no slot 4"),
+            (lambda m, c: c.free([0, 1]), r"the slot is \[0, 1\]"),
             (lambda m, c: m.new_cache(0, 4), "holds nothing"),
+            (lambda m, c: m.new_cache(1, 4.5), "max_len is 4.5"),
+            (lambda m, c: m.generate([[1, 2]], max_new_tokens=1), r"ids of shape \[1, 2\]"),
             (lambda m, c: m.new_cache(1 << 20, 1 << 20), "of memory"),
         ],
     )
