@@ -542,8 +542,8 @@ USAGE: list[tuple[list[str], str]] = [
     (["presets", "ring-tinny"], "no preset named 'ring-tinny'"),
     (["presets", "../ring-tiny"], "no preset named"),
     (["cache", "burn"], "can't 'burn'"),
-    (["import", "{tmp}", "--decay", "fast"], "choose from: serving, hf, mlx"),
-    (["import", "{tmp}", "--decay", "none"], "choose from: serving, hf, mlx"),
+    (["import", "{tmp}", "--decay", "fast"], "'fast' is not a layer factor of the decay"),
+    (["import", "{tmp}", "--decay", "none"], "'none' is not a layer factor of the decay"),
     (["import", "{tmp}/words"], "is a file, not a folder"),
 ]
 
