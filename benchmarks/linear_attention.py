@@ -215,12 +215,12 @@ def main() -> None:
     problem = Problem(heads, dim, dim, 4, steep)
     cpu = target("cpu")
     predicted = switch_length(problem, cpu)
-    offered = {
-        name: c for name, c in (*forms(problem, cpu).items(), ("segments", segments(problem, cpu))) if not c.illegal
-    }
+    cut = segments(problem, cpu)
+    found = forms(problem, cpu) | ({} if cut is None else {"segments": cut})
+    offered = {name: candidate for name, candidate in found.items() if not candidate.illegal}
     built = [build(heads, dim, name, candidate) for name, candidate in offered.items()]
     lengths = lengths_around(predicted)
-    found = machine()
+    here = machine()
     times = []
     for tokens in lengths:
         tensors = inputs(heads, dim, tokens, slopes)
@@ -252,7 +252,7 @@ def main() -> None:
     else:
         off, verdict_text = None, "Only one of them exists: missed."
     text = (
-        f"{machine_line(found)} `{command_line('linear_attention')}`\n\n"
+        f"{machine_line(here)} `{command_line('linear_attention')}`\n\n"
         + table(
             [f"T (B=1, H={heads}, D={dim})", *(f"{f.name}, us" for f in built), "recurrent / chunked"],
             rows,
@@ -263,7 +263,7 @@ def main() -> None:
     )
     print(text)
     result = {
-        "machine": found,
+        "machine": here,
         "heads": heads,
         "dim": dim,
         "implementations": [f.implementation for f in built],

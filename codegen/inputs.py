@@ -236,6 +236,10 @@ class TypicalInputs(Inputs):
     def slots(self, user: Op, count: int) -> torch.Tensor:
         return torch.arange(count)
 
+    def offsets(self, segments: int, total: Dim) -> torch.Tensor:
+        """Sequences of equal length, which their caches have room for."""
+        return torch.arange(segments + 1) * self.env.size(total) // segments
+
     def positions(self, user: Attention, count: int) -> torch.Tensor:
         """The last that the cache has room for."""
         segments = self.env.size(user.slots.shape[0])

@@ -9,7 +9,7 @@ from ringc.ir.ops.call import Call, Launch
 def note_service(module: Module) -> None:
     """Give every kernel's function the notes `rows` (least and greatest number of tokens, 0 for no limit) and `serves` (entry points).
 
-    And `each`, the most tokens of a sequence, where all versions that launch it have a limit.
+    And `each`, the most tokens of a sequence, where all versions that launch it note one.
     """
     for version in list(module.functions.values()):
         entry = version.notes.get("entry")

@@ -42,7 +42,7 @@ class _Segments(Emitter):
         out = self.script
         with out.main():
             whole = segments * chunk
-            out("# Tokens of a segment. Sequences that make half of the tasks by themselves stay in one piece.")
+            out("# Tokens of a segment. Where there are half as many sequences as segments, they stay in one piece.")
             cut = f"T.max(T.int64({segment}), (N + {whole - 1}) // {whole} * {chunk})"
             out(f"segment: T.let = T.Select(2 * B < {segments}, {cut}, T.max(N, T.int64(1)))")
             self.number(segment)

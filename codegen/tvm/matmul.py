@@ -119,7 +119,7 @@ class _Product:
         first = math.variable(self.names.fresh("first"), 0, None, "int64")
         # Chunks are equal: threads get as many tasks each, and a short last chunk would leave one waiting.
         chunks = math.variable(self.names.fresh("chunks"), 1, None, "int64")
-        chunk = math.variable(self.names.fresh("chunk"), 0, CHUNK, "int64")
+        chunk = math.variable(self.names.fresh("chunk"), 0, CHUNK + self.rows, "int64")
         w(f"{chunks.what}: T.let = {text(self._apply('maximum', self._ceil(self.count, CHUNK), 1))}")
         share = self._ceil(self._ceil(self.count, chunks), self.rows)
         w(f"{chunk.what}: T.let = {text(self._apply('mul', share, self.rows))}")

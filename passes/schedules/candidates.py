@@ -76,7 +76,8 @@ def _linear_attention(body: Block, _: Rows, target: Target) -> list[Candidate]:
         raise CodegenError(f"linear attention can't be {mixer.form} here: {form.illegal}")
     if mixer.form != "chunked" or target.backend != "tvm":
         return [form]
-    return [form, linear_attention.segments(problem, target)]
+    cut = linear_attention.segments(problem, target)
+    return [form] if cut is None else [form, cut]
 
 
 def problem_of(mixer: LinearAttention) -> linear_attention.Problem:

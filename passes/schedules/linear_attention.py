@@ -31,7 +31,7 @@ CPU_SEGMENT = 128
 """Least tokens of a segment on the CPU: its state is written and read three times, which costs as much as 8 tokens."""
 
 CPU_TASKS = 32
-"""Tasks that a batch of few sequences is cut into on the CPU; one that makes half as many by itself is not cut."""
+"""Tasks that a batch of few sequences is cut into on the CPU; sequences that make about half as many by themselves are not cut."""
 
 VECTOR = 16
 """Columns of a slice are a multiple of this: the lanes of a vector."""
@@ -86,14 +86,16 @@ def _cpu(p: Problem, target: Target) -> dict[str, Candidate]:
     return {"recurrent": Candidate(template, recurrent), "chunked": Candidate(blocked, scaled, unsafe)}
 
 
-def segments(p: Problem, target: Target) -> Candidate:
-    """The chunked form cut into segments, by TVM."""
+def segments(p: Problem, target: Target) -> Candidate | None:
+    """The chunked form cut into segments, by TVM; None where one sequence makes more than `CPU_TASKS` / 3 tasks, and is never cut."""
     # All but the last segment of a sequence build up their state once more, half of the work, and each state is written and read three
     # times. Two threads, 4096 tokens, against one piece: 8 heads of 64 columns take 5.9 ms, not 4.0. 16 threads: 1.04, not 1.40.
     whole = _cpu(p, target)["chunked"]
     chunk = dict(parse_config(whole.implementation))["chunk"]
     each = _tasks(p)
-    most = max(1, CPU_TASKS // each)
+    most = CPU_TASKS // each
+    if most <= 2:
+        return None
     cut = sympy.Min(floordiv(N, CPU_SEGMENT), most, evaluate=False)
     few = sympy.Min(1, longer(sympy.Integer(0), most - 2 * B), evaluate=False)
     pieces = longer(B, cut * few)

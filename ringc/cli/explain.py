@@ -101,7 +101,7 @@ def _products(module: Module) -> None:
 
 
 def _candidates(module: Module) -> list[tuple[str, ...]]:
-    """The candidates of every kernel: at the sizes at which they were measured, else at the typical ones of a version that launches it."""
+    """The candidates of every kernel: at the sizes at which they were measured, else at typical ones of the rows that it serves."""
     from ringc.passes.schedules.candidates import typical_sizes
 
     rows: list[tuple[str, ...]] = []

@@ -95,7 +95,7 @@ def test_segments_begin_and_end_anywhere(make: Make, lengths: list[int], nobody:
 
 @pytest.mark.parametrize("lengths", [[33] * 3, [32, 64, 1], [129], [1] * 5, [0, 640, 0]], ids=str)
 def test_segments_stay_within_their_workspace(make: Make, lengths: list[int]) -> None:
-    """Memory behind it isn't touched, and neither is the workspace of segments that there aren't."""
+    """Memory behind it isn't touched."""
     built = make(4, 32, 32, SEGMENTS)
     given = inputs(4, 32, 32, lengths)
     rows = 4 * (len(lengths) + min(sum(lengths) // 32, 8))
