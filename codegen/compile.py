@@ -25,7 +25,7 @@ from ringc.ir.text_print import print_module
 from ringc.ir.types import StateType, Type
 from ringc.passes.framework import Pass, PassManager, Timing, dump_each
 from ringc.passes.record import Record
-from ringc.passes.schedules.candidates import typical_sizes
+from ringc.passes.schedules.candidates import service, typical_sizes
 from ringc.passes.schedules.predict import predicted_seconds
 from ringc.passes.target import Target
 
@@ -211,7 +211,7 @@ def _entries(module: Module) -> dict[str, Any]:
                 "rows": list(f.notes.get("rows", (1, 0))),
                 "form": f.notes.get("form", ""),
                 "predicted": predicted_seconds(module, f),
-                "typical": typical_sizes(f.notes["rows"], f.notes["serves"], f.notes.get("each", 0)),
+                "typical": typical_sizes(*service(f)),
                 "inputs": [[a.name, str(a.type)] for a in f.body.args],
             }
             for f in versions

@@ -11,19 +11,21 @@ def note_service(module: Module) -> None:
 
     And `each`, the most tokens of a sequence, where all versions that launch it note one.
     """
+    limits: dict[str, list[int]] = {}
     for version in list(module.functions.values()):
         entry = version.notes.get("entry")
         if entry is None or entry == "prepare":
             continue
         rows = tuple(version.notes.get("rows", (1, 0)))
         for kernel in _kernels(module, version):
-            known, each = kernel.notes.get("rows"), version.notes.get("each", 0)
+            known = kernel.notes.get("rows")
             kernel.notes["rows"] = rows if known is None else _union(known, rows)
-            each = _greatest(kernel.notes.pop("each", each if known is None else 0), each)
-            if each:
-                kernel.notes["each"] = each
+            limits.setdefault(kernel.name, []).append(version.notes.get("each", 0))
             serves = set(str(kernel.notes.get("serves", entry)).split("+")) | {str(entry)}
             kernel.notes["serves"] = "+".join(sorted(serves))
+    for name, each in limits.items():
+        if all(each):
+            module.functions[name].notes["each"] = max(each)
 
 
 def _kernels(module: Module, function: Function) -> list[Function]:
@@ -39,9 +41,4 @@ def _kernels(module: Module, function: Function) -> list[Function]:
 
 def _union(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
     """The range that holds both; a greatest number of 0 is no limit."""
-    return min(a[0], b[0]), _greatest(a[1], b[1])
-
-
-def _greatest(a: int, b: int) -> int:
-    """The greater of two limits; 0 is none."""
-    return 0 if 0 in (a, b) else max(a, b)
+    return min(a[0], b[0]), 0 if 0 in (a[1], b[1]) else max(a[1], b[1])

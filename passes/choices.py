@@ -12,7 +12,7 @@ from ringc.ir.ops.source import Constant
 from ringc.ir.symbols import symbols_of
 from ringc.ir.types import StateType
 from ringc.passes.record import Sizes
-from ringc.passes.schedules.candidates import candidates, typical_sizes
+from ringc.passes.schedules.candidates import Service, candidates, service, typical_sizes
 from ringc.passes.schedules.model import Candidate, Rows
 from ringc.passes.target import Target
 
@@ -122,16 +122,6 @@ def _of_function(function: Function, regions: Regions) -> Iterator[Choice]:
             ]
             legal = tuple((label, way) for label, way in ways if all(r.legal for r in way))
             yield Choice(describe(op.ways[0]), sizes_of(op.ways[0], service(function)), legal)
-
-
-Service = tuple[Rows, str, int]
-"""What a version serves: rows, of which entry point, and the most tokens of a sequence (0 for no limit)."""
-
-
-def service(function: Function) -> Service:
-    """What a function serves: a version, or a layer of one."""
-    notes = function.notes
-    return notes.get("rows", (1, 0)), notes.get("serves", "prefill"), notes.get("each", 0)
 
 
 def sizes_of(body: Block, served: Service) -> Sizes:

@@ -19,10 +19,10 @@ from ringc.errors import CodegenError
 from ringc.ir.builder import Builder
 from ringc.ir.core import Function, Module
 from ringc.ir.ops.call import Alternatives, Fused
-from ringc.passes.choices import Regions, Service, service, sizes_of
+from ringc.passes.choices import Regions, sizes_of
 from ringc.passes.framework import Pass
 from ringc.passes.record import Record, Sizes, load_record, sizes_text
-from ringc.passes.schedules.candidates import typical_sizes
+from ringc.passes.schedules.candidates import Service, service, typical_sizes
 from ringc.passes.schedules.model import Candidate, at, cost_text
 from ringc.passes.target import Target
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ringc.errors import CodegenError
-from ringc.ir.core import Block
+from ringc.ir.core import Block, Function
 from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.mixers import LinearAttention
@@ -29,6 +29,16 @@ def candidates(family: str, body: Block, rows: Rows, target: Target) -> list[Can
     if family not in _FAMILIES:
         raise CodegenError(f"there is no kernel family {family}")
     return _FAMILIES[family](body, rows, target)
+
+
+Service = tuple[Rows, str, int]
+"""What a version serves: rows, of which entry point, and the most tokens of a sequence (0 for no limit)."""
+
+
+def service(function: Function) -> Service:
+    """What a function serves: a version, or a layer of one."""
+    notes = function.notes
+    return notes.get("rows", (1, 0)), notes.get("serves", "prefill"), notes.get("each", 0)
 
 
 def typical_sizes(rows: Rows, entry: str, each: int = 0) -> dict[str, int]:

@@ -9,7 +9,7 @@ import sympy
 from ringc.ir.core import Function, Module
 from ringc.ir.ops.call import Call, Launch
 from ringc.ir.symbols import symbol
-from ringc.passes.schedules.candidates import typical_sizes
+from ringc.passes.schedules.candidates import service, typical_sizes
 from ringc.passes.schedules.model import at
 
 _FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor, "ceiling": sympy.ceiling, "exp": sympy.exp}
@@ -17,7 +17,7 @@ _FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor, "ceiling
 
 def predicted_seconds(module: Module, version: Function, sizes: Mapping[str, int] | None = None) -> float:
     """Seconds that the cost model gives for one run of a version, at its typical sizes unless others are given."""
-    given = sizes or typical_sizes(version.notes["rows"], version.notes["serves"], version.notes.get("each", 0))
+    given = sizes or typical_sizes(*service(version))
     known: dict[str, float] = {}
 
     def of(function: Function) -> float:

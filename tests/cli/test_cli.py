@@ -75,6 +75,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_help_has_a_short_name() -> None:
+    assert right("-h") == right("--help")
+    assert right("compile", "-h") == right("compile", "--help")
+
+
 def test_version() -> None:
     import ringc as package
 

@@ -347,6 +347,13 @@ def test_an_alias_bomb_is_refused_before_it_grows() -> None:
     assert "anchor" in error_of("\n".join(lines)).message
 
 
+def test_a_mistake_that_several_products_make_is_reported_once() -> None:
+    error = error_of(preset_text("ring-tiny").replace("fp8: null", "fp8: {}"))
+    assert "moe.width = 16 is not a multiple of the 128 columns" in error.message
+    assert error.help is not None
+    assert [line.partition("moe.")[2][:20] for line in error.help.splitlines()[1:]] == ["shared_experts * sha"]
+
+
 def test_all_mistakes_of_a_file_are_reported_in_order() -> None:
     text = (
         GOOD.replace("heads: 4", "heads: four", 1)

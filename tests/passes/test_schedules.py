@@ -15,9 +15,8 @@ from ringc.ir.core import Block
 from ringc.ir.ops.call import Fused
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.text_parse import parse_module
-from ringc.passes.choices import service
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
-from ringc.passes.schedules.candidates import candidates, typical_sizes
+from ringc.passes.schedules.candidates import candidates, service, typical_sizes
 from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
 from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, forms, segments, switch_length
 from ringc.passes.schedules.model import N, at, crossover
