@@ -203,7 +203,8 @@ class Emitter:
             self.each_row(grow)
             return
         self.script.scratch("y", (self.tiles.width,))
-        self.each_row(grow, f"y[@] = y[@] + {q} * S[@]", before=f"y[@] = {o}", after=f"{o} = y[@]")
+        # A group's sum begins at zero, not at the token's output: a part of the whole that rounds less.
+        self.each_row(grow, f"y[@] = y[@] + {q} * S[@]", before="y[@] = T.float32(0)", after=f"{o} = {o} + y[@]")
 
     def recurrent(self, start: str = "first", length: str = "tokens", outputs: bool = True) -> None:
         """Tokens `start .. start + length`, from the state in the slot to the state in the slot."""

@@ -1,14 +1,14 @@
 """Random models of the family against the reference: in one call, and prefill cut anywhere followed by decode.
 
-RINGC_RANDOM_MODELS=200 takes the first 200 draws on each target instead of the few that reach every feature. Of 386 configurations on
-cpu 385 were within 6.2e-5, the reference's own code in single precision within 8.2e-5. Number 68 enlarges the rounding of its first
-product: ringc was off by 2.13e-4 there, and by 7e-5 with that product alone in fp64; the reference's own code by 1.9e-4. Three draws had a
+RINGC_RANDOM_MODELS=200 takes the first 200 draws on each target instead of the few that reach every feature. Of the first 387 on cpu all
+were within 2e-4, geometric mean 3.6e-6; the reference's own code in single precision within 1.94e-4, mean 5.2e-6. Three are ill-conditioned
+and off by 1.98e-4 (number 113), 1.54e-4 (2) and 1.06e-4 (68), the others by at most 6e-5: where the first token's query and key are nearly
+orthogonal in a head, the norm behind linear attention enlarges the rounding of their product, a thousandfold and more. Three draws had a
 margin below 1e-5, and no token went to other experts than the reference chose. Of 400 on target torch none was off by more than 1.3e-4.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +22,9 @@ from tests.reference.ring_linear import forward, layer_slopes, weight_shapes
 from tests.runtime.models import reference_config, sharded
 from tests.runtime.random_models import (
     FEATURES,
-    ILL,
     MARGIN,
     TOLERANCE,
     Draw,
-    allowed,
     compare,
     draw,
     draw_config,
@@ -35,8 +33,8 @@ from tests.runtime.random_models import (
     spec_of,
 )
 
-COVERING = (1, 24, 25, 37, 68, 134, 230)
-"""Draws that together have every feature, and the most ill-conditioned one of the first 386."""
+COVERING = (1, 2, 24, 25, 37, 68, 113, 134, 230)
+"""Draws that together have every feature, and the most ill-conditioned ones of the first 387."""
 
 COUNT = int(os.environ.get("RINGC_RANDOM_MODELS", "0"))
 SEEDS = range(COUNT) if COUNT else COVERING
@@ -74,20 +72,15 @@ def test_logits_equal_the_reference(seed: int, target: str, tmp_path: Path) -> N
     # Any draw, however close two experts are, with the routing replayed.
     drawn, _ = draw(config, seed)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, seed, replayed=True)
-    assert found.excess < 1, found
+    assert found.error < TOLERANCE, found
     assert found.other < TOLERANCE, found
 
     # A draw whose margins single precision can tell, without.
     drawn, redraws = draw(config, seed, least=MARGIN)
     found = compare(ringc.load(tmp_path / "a", drawn.weights), drawn, seed, replayed=False)
     print(f"seed {seed}, {target}: {redraws} redraws, {found}")
-    assert found.excess < 1, found
+    assert found.error < TOLERANCE, found
     assert redraws <= MOST_REDRAWS
-
-
-def test_an_ill_conditioned_token_excuses_itself_alone() -> None:
-    unfused = torch.tensor([1e-6, 1.9e-4, math.inf, math.nan])
-    assert allowed(unfused).tolist() == pytest.approx([TOLERANCE, ILL * 1.9e-4, TOLERANCE, TOLERANCE])
 
 
 @pytest.mark.parametrize(
