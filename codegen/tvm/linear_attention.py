@@ -5,8 +5,8 @@
 A task is one head of one sequence, or a slice of its value columns. Both forms walk over groups of a few rows of the state S, which stay
 in registers while all tokens of a block of the sequence pass by; each token's output collects what the groups contribute.
 
-* recurrent: `S = lam S + k v; o += q S` for each token: three operations on each vector of S. The block is the sequence.
-* chunked: within a block, S is kept divided by `lam^t`, so that it needs no decay: `S += (k lam^-t) v; o += (q lam^t) S`, and
+* recurrent: `o = (q k) v + lam q S; S = lam S + k v` for each token: three operations on each vector of S. The block is the sequence.
+* chunked: within a block, S is kept divided by `lam^t`, so that it needs no decay: `o = (q k) v + (q lam^t) S; S += (k lam^-t) v`, and
   `S *= lam^L` at the block's end: two operations. The powers stay representable while `slope * chunk` is small; a head that decays
   faster takes the recurrent form, whose states and outputs are the same.
 
@@ -31,11 +31,8 @@ from ringc.codegen.tvm.row import LIBRARY
 from ringc.codegen.tvm.script import LANES, Script, only
 from ringc.codegen.tvm.stages import Stages
 from ringc.errors import CodegenError
-from ringc.ir.builder import Builder
 from ringc.ir.core import Value
 from ringc.ir.ops.mixers import LinearAttention
-from ringc.ir.ops.pointwise import Mul
-from ringc.ir.ops.source import scalar
 from ringc.ir.symbols import symbols_of
 from ringc.ir.types import DType
 from ringc.passes.front import front_of, why_not_in_front
@@ -53,7 +50,7 @@ COLUMNS = 64
 
 LOCALS = (
     "task", "b", "h", "left", "slot", "first", "tokens", "t", "n", "g", "c", "l", "y", "lam",
-    "qs", "ks", "vs", "os", *(f"S{r}" for r in range(ROWS)),
+    "qs", "ks", "vs", "os", "own", "seen", "fade", *(f"S{r}" for r in range(ROWS)),
 )  # fmt: skip
 """What the body calls its own."""
 
@@ -137,7 +134,7 @@ class Emitter:
                     out(f"step: T.let = T.Select(slot >= 0, T.int64({BLOCK}), T.max(tokens, T.int64(1)))")
                     with out.block("for block in T.serial((tokens + step - 1) // step):"):
                         self.recurrent("first + block * step", "T.min(step, tokens - block * step)")
-        return self.file(self.functions() if not chunk else ["exp"])
+        return self.file(sorted({"lanes_sum", *(["exp"] if chunk else self.functions())}))
 
     def file(self, functions: Sequence[str]) -> str:
         """What is written, with its imports."""
@@ -196,31 +193,45 @@ class Emitter:
         ]
         self.script.vectors(self.tiles.width, *filter(None, (before, *each, after)))
 
-    def token(self, o: str, k: str, q: str, v: str, decay: str = "") -> None:
-        """What one token does to a group, and the group to the token, unless nobody asks: `o` is empty then."""
-        grow = f"S[@] = S[@]{decay} + {k} * {v}"
+    def own(self, o: str, q: str, k: str, v: str) -> None:
+        """A token's output begins with what it sees of itself, `(q k) v`.
+
+        So an error of `q k` is one factor for all columns, which the norm behind takes out again. If the state were to take `k v` in first,
+        each column would be rounded for itself, and where `q k` is nearly zero, as of a first token whose query and key happen to be
+        orthogonal, that norm would enlarge the differences.
+        """
+        out = self.script
+        out.scratch("own", (LANES,))
+        out.lanes(LANES, "own[l] = T.float32(0)")
+        out.vectors(self.dk, f"own[l] = own[l] + {q} * {k}")
+        out(f"seen: T.let = lanes_sum(own) * T.float32({self.op.scale!r})")
+        out.vectors(self.tiles.width, f"{o} = seen * {v}")
+
+    def token(self, o: str, q: str, k: str, v: str, *, fades: bool) -> None:
+        """What a group gives to a token, and then the token to the group, which `fades` first; without an `o` the latter alone."""
+        grow = f"S[@] = S[@]{' * lam[0]' if fades else ''} + {k} * {v}"
         if not o:
             self.each_row(grow)
             return
         self.script.scratch("y", (self.tiles.width,))
-        # A group's sum begins at zero, not at the token's output: a part of the whole that rounds less.
-        self.each_row(grow, f"y[@] = y[@] + {q} * S[@]", before="y[@] = T.float32(0)", after=f"{o} = {o} + y[@]")
+        see, give = f"y[@] = y[@] + {q} * S[@]", f"{o} = {o} + {'fade[0] * ' if fades else ''}y[@]"
+        self.each_row(see, grow, before="y[@] = T.float32(0)", after=give)
 
     def recurrent(self, start: str = "first", length: str = "tokens", outputs: bool = True) -> None:
         """Tokens `start .. start + length`, from the state in the slot to the state in the slot."""
         out, tiles, column = self.script, self.tiles, self.column()
         self.decay()
+        o, k, q, v = (f"{x}[n, h, %s]" for x in "okqv")
         if outputs:
             with out.block(f"for t in T.serial({length}):"):
-                self.clear(f"{start} + t")
+                out(f"n: T.let = {start} + t")
+                self.own(o % column, q % "@", k % "@", v % column)
         with out.block(f"for g in T.serial({self.dk // tiles.rows}):"):
             self.group()
             self.load()
             with out.block(f"for t in T.serial({length}):"):
                 out(f"n: T.let = {start} + t")
-                q = f"(q[n, h, #] * T.float32({self.op.scale!r}))"
-                o = f"o[n, h, {column}]" if outputs else ""
-                self.token(o, "k[n, h, #]", q, f"v[n, h, {column}]", " * lam[0]")
+                self.token(o % column if outputs else "", q % "#", k % "#", v % column, fades=True)
             self.store()
 
     def load(self) -> None:
@@ -236,12 +247,12 @@ class Emitter:
             self.each_row(f"{self.state()} = S[@]")
 
     def decay(self) -> None:
-        self.script.scratch("lam", (1,))
-        self.script("lam[0] = T.exp(T.float32(0) - slopes[h])")
-
-    def clear(self, n: str) -> None:
-        """No group has contributed to a token's output yet."""
-        self.script.vectors(self.tiles.width, f"o[{n}, h, {self.column()}] = T.float32(0)")
+        """`lam`, and `fade`: the factor of what a token sees of the state before it."""
+        out = self.script
+        out.scratch("lam", (1,))
+        out.scratch("fade", (1,))
+        out("lam[0] = T.exp(T.float32(0) - slopes[h])")
+        out(f"fade[0] = lam[0] * T.float32({self.op.scale!r})")
 
     def chunked(self, chunk: int, outputs: bool = True) -> None:
         """All tokens in blocks of `chunk`, whose rows are copied side by side, q and k scaled by the decay."""
@@ -267,14 +278,15 @@ class Emitter:
             with out.block("for t in T.serial(length):"):
                 q, k = "qs[t, @] = q[start + t, h, @] * up[t]", "ks[t, @] = k[start + t, h, @] * down[t]"
                 out.vectors(dk, *((q, k) if outputs else (k,)))
-                v, o = f"vs[t, @] = v[start + t, h, {self.column()}]", "os[t, @] = T.float32(0)"
-                out.vectors(width, *((v, o) if outputs else (v,)))
+                out.vectors(width, f"vs[t, @] = v[start + t, h, {self.column()}]")
+                if outputs:
+                    self.own("os[t, @]", "q[start + t, h, @]", "k[start + t, h, @]", "vs[t, @]")
             out('decay[0] = exp(T.float32(0) - slopes[h] * T.Cast("float32", length))')
             with out.block(f"for g in T.serial({dk // rows}):"):
                 self.group()
                 self.each_row(f"S[@] = {self.state()}")
                 with out.block("for t in T.serial(length):"):
-                    self.token("os[t, @]" if outputs else "", "ks[t, #]", "qs[t, #]", "vs[t, @]")
+                    self.token("os[t, @]" if outputs else "", "qs[t, #]", "ks[t, #]", "vs[t, @]", fades=False)
                 self.each_row(f"{self.state()} = S[@] * decay[0]")
             if outputs:
                 with out.block("for t in T.serial(length):"):
@@ -299,9 +311,6 @@ class _Fronted(Emitter):
                 f"@{kernel.name}: {kernel.implementation.template} can't take the work in front of its linear_attention: {why}"
             )
         self.front, taken = front_of(op, ops)
-        q, k, v = self.front.outputs
-        b = Builder(self.front)
-        self.front.set_outputs((b(Mul(q, b(scalar(op.scale, DType.F32)))), k, v))
         names = {own: self.script.names[given] for own, given in zip(self.front.args, taken, strict=True)}
         self.places = {own: argument_place(self.math, name, own.type) for own, name in names.items()}
 
@@ -327,27 +336,29 @@ class _Fronted(Emitter):
         with out.block("if slot >= 0:"), out.block(f"for t in T.serial({length}):"):
             out(f"n: T.let = {start} + t")
             self.rows()
-            out.vectors(tiles.width, "os[@] = T.float32(0)")
+            self.own("os[@]", "qs[@]", "ks[@]", "vs[@]")
             with out.block(groups):
                 self.group()
                 self.each_row(f"S[@] = {self.state()}")
-                self.token("os[@]", "ks[#]", "qs[#]", "vs[@]", " * lam[0]")
+                self.token("os[@]", "qs[#]", "ks[#]", "vs[@]", fades=True)
                 self.each_row(f"{self.state()} = S[@]")
             out.vectors(tiles.width, f"{o} = os[@]")
         with out.block("else:"):
             # Without a slot there is no memory to keep the state in between tokens: each group makes all rows once more.
             with out.block(f"for t in T.serial({length}):"):
-                self.clear(f"{start} + t")
+                out(f"n: T.let = {start} + t")
+                self.rows()
+                self.own(o, "qs[@]", "ks[@]", "vs[@]")
             with out.block(groups):
                 self.group()
                 self.each_row("S[@] = T.float32(0)")
                 with out.block(f"for t in T.serial({length}):"):
                     out(f"n: T.let = {start} + t")
                     self.rows()
-                    self.token(o, "ks[#]", "qs[#]", "vs[@]", " * lam[0]")
+                    self.token(o, "qs[#]", "ks[#]", "vs[@]", fades=True)
 
     def rows(self) -> None:
-        """Rows of the token n: q, scaled, and k and v."""
+        """Rows of the token n."""
         math, tiles = self.math, self.tiles
         inside = Names({*LOCALS, *RESERVED, *self.script.names.values()} - {"c", "l"})
         stages = Stages(inside, math, self.script.out, dict(self.places))

@@ -1,8 +1,8 @@
 """Template `tvm.matmul{rows,block}`: products of one left operand with packed weights, and the pointwise work behind them.
 
 A weight `[M, K]` is stored as panels `[ceil(M / block), K, block]`. A task computes one panel's columns for up to `CHUNK` rows, `rows` rows
-at a time: the accumulators stay in registers over the whole of K, and the panel is read in the order in which it lies in memory. The last
-panel is filled up with zeros, so that products need no condition; only what is stored is cut to M columns.
+at a time, and reads the panel in the order in which it lies in memory. Sums over a part of K stay in registers (`Tile.multiply`: sums in
+parts round less). The last panel is filled up with zeros, so that products need no condition; only what is stored is cut to M columns.
 """
 
 from __future__ import annotations

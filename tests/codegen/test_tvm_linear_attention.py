@@ -74,6 +74,18 @@ def test_batches(make: Make, lengths: list[int], nobody: list[int], implementati
     make(4, 32, 32, implementation).check(inputs(4, 32, 32, lengths, nobody))
 
 
+@pytest.mark.parametrize("nobody", [[], [0, 1, 2, 3, 4]], ids=["slots", "no slot"])
+@pytest.mark.parametrize("implementation", FORMS)
+def test_the_rounding_of_a_first_token_is_one_factor(make: Make, implementation: str, nobody: list[int]) -> None:
+    """Its output is a multiple of its value, as it is without rounding, even where its query and key are nearly orthogonal."""
+    q, k, v, slopes, state, *places = inputs(4, 32, 32, [1] * 5, nobody)
+    along = (q * k).sum(-1, keepdim=True) / (k * k).sum(-1, keepdim=True)
+    q -= (along - 1e-4) * k
+    made = make(4, 32, 32, implementation).results([q, k, v, slopes, torch.zeros_like(state), *places])[0]
+    shares = (made.double() / v.double()).flatten(0, 1)
+    assert float((shares / shares.mean(-1, keepdim=True) - 1).abs().max()) < 2e-7
+
+
 @pytest.mark.parametrize(
     ("lengths", "nobody"),
     [

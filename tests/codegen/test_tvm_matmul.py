@@ -93,6 +93,7 @@ CASES: dict[str, Callable[[], Kernel]] = {
     "vocabulary_260": lambda: product(PLAIN, 40, 260, 8),
     "vocabulary_272": lambda: product(PLAIN, 40, 272, 1),
     "narrow": lambda: product(PLAIN, 7, 5, 8),
+    "narrow_one_row": lambda: product(SWIGLU, 7, 5, 1),
     "block_16": lambda: product(PLAIN, 33, 37, 2, "@0x16"),
     "residual": lambda: product(RESIDUAL, 24, 70, 8),
     "residual_one_row": lambda: product(RESIDUAL, 24, 70, 1),
@@ -143,10 +144,10 @@ def test_work_in_front_wakes_no_thread(name: str) -> None:
     assert emit(CASES[name]()).text.count("in T.parallel(") == 1
 
 
-def test_memory_is_taken_once_a_task(make: Callable[[str], Built]) -> None:
-    """Accumulators of one row lie on the stack; a tile's are taken from the pool at most once for each product and size of tile."""
-    assert make("one_row").built.resources["heap_workspaces"] == 0
-    assert int(make("swiglu").built.resources["heap_workspaces"]) <= 2
+@pytest.mark.parametrize("name", ["one_row", "swiglu", "vocabulary_260"])
+def test_sums_take_no_memory(make: Callable[[str], Built], name: str) -> None:
+    """They lie on the stack, where those of a part become registers; none is taken from TVM's pool."""
+    assert make(name).built.resources["heap_workspaces"] == 0
 
 
 def test_different_operands_are_refused() -> None:
@@ -184,15 +185,17 @@ def test_results_repeat(make: Callable[[str], Built]) -> None:
 
 @pytest.mark.parametrize("rows", [1, 8])
 def test_sums_in_parts_round_less(rows: int, tmp_path: Path) -> None:
-    """Over 1024 terms the mean error is 6e-7 of the results when they are added up one by one, and 2e-7 in parts of 32."""
+    """Over 1024 terms the error (root mean square, relative) is 5.7e-7 where they are added up one by one, and 1.5e-7 in parts of 32."""
     built = Built(product(PLAIN, 1024, 96, rows), tmp_path)
     x, w = random_inputs(built.kernel.function, {"N": 20, "B": 1})
     (made,) = built.results([x, w])
     wanted = x.double() @ w.double().T
-    assert float((made - wanted).norm() / wanted.norm()) < 2.5e-7
+    assert float((made - wanted).norm() / wanted.norm()) < 2e-7
 
 
-@pytest.mark.parametrize(("inner", "length"), [(1, 1), (7, 7), (32, 8), (40, 8), (512, 32), (1024, 32), (2048, 64)])
+@pytest.mark.parametrize(
+    ("inner", "length"), [(1, 1), (7, 7), (32, 8), (40, 8), (512, 32), (1024, 32), (2048, 64), (18944, 148)]
+)
 def test_part_length(inner: int, length: int) -> None:
     assert part_length(inner) == length
 

@@ -181,7 +181,7 @@ class Finding:
 
     Attributes:
         error: the largest of any logit, in one call and in pieces.
-        unfused: that of the reference's own code in single precision, which tells an ill-conditioned model from a wrong one.
+        unfused: that of the reference's own code in single precision: beside the error it tells an ill-conditioned model from a wrong one.
         margin: the reference's smallest routing margin.
         other: the largest margin of a token that was given to other experts than the reference chooses; 0 where there is none.
     """
