@@ -1,7 +1,7 @@
 """Published tensors into prepared ones, and back.
 
 A checkpoint is read shard by shard and tensor by tensor; each goes straight to its place, so the peak is one tensor above the model.
-`random:SEED` makes every published tensor from its name and the seed alone, so that a reference can be given the same ones.
+`random:SEED` makes every published tensor from its name and the seed alone, on the device where it goes (a GPU draws other numbers).
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ def stored_dtype(entry: Mapping[str, Any], narrow: torch.dtype | None) -> torch.
     return narrow if narrow is not None and is_matrix and narrow.itemsize < dtype.itemsize else dtype
 
 
-def random_parameter(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
-    """The tensor that `random:SEED` gives a published name: float32, the same on every machine that draws alike.
+def random_parameter(name: str, shape: Sequence[int], seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The tensor that `random:SEED` gives a published name: float32, the same on every device that draws alike.
 
     Norm weights are 1 + 0.2 r, the router's bias 0.05 r, all else r / sqrt(inputs), with r standard normal: activations keep their size.
     """
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    r: torch.Tensor = torch.randn(tuple(shape), generator=generator)
+    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    r: torch.Tensor = torch.randn(tuple(shape), generator=generator, device=device)
     if name.endswith("norm.weight"):
         return r.mul(0.2).add(1)
     if name.endswith("expert_bias"):
@@ -155,11 +155,12 @@ def load_weights(
         RunError: there isn't enough memory; nothing was loaded.
     """
     preparation = Preparation(prepare)
-    tensors = _published(weights, preparation, ignored)
+    tensors = _published(weights, preparation, ignored, device)
     _check_fits(preparation, device, narrow, room)
     prepared = preparation.empty(device, narrow)
     missing = set(preparation.parts)
-    for name, tensor, place in tensors:
+    for name, given, place in tensors:
+        tensor = given.to(device)  # what is done to it is done there
         _check_tensor(name, tensor, preparation.parts[name][0].shape, place)
         preparation.put(prepared, name, tensor)
         missing.discard(name)
@@ -184,7 +185,7 @@ def _check_fits(preparation: Preparation, device: torch.device, narrow: torch.dt
 _Tensors = Iterator[tuple[str, torch.Tensor, Place | None]]
 
 
-def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str]) -> _Tensors:
+def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str], device: torch.device) -> _Tensors:
     """The needed tensors, after a check that the source has them all and no others."""
     if isinstance(weights, Mapping):
         _check_names(weights, preparation, ignored, None)
@@ -197,7 +198,7 @@ def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str
                 f"'{text}' names no random weights", help="write random:0, or any other number for another draw"
             )
         shapes = preparation.shapes()
-        return ((name, random_parameter(name, shape, int(seed)), None) for name, shape in shapes.items())
+        return ((name, random_parameter(name, shape, int(seed), device), None) for name, shape in shapes.items())
     files = _shards(Path(weights))
     names = {name: file for file, listed in files.items() for name in listed}
     _check_names(names, preparation, ignored, Place(Path(weights)))

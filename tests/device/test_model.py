@@ -1,0 +1,24 @@
+"""Whole models on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ringc
+from ringc.runtime.model import Model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    major, minor = torch.cuda.get_device_capability()
+    folder = tmp_path_factory.mktemp("artifacts") / "tiny"
+    ringc.compile("ring-tiny", folder, target=f"sm_{major}{minor}")
+    return ringc.load(folder, "random:0")
+
+
+def test_random_weights_are_drawn_on_the_gpu(model: Model) -> None:
+    again = ringc.load(model.artifact.folder, "random:0")
+    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert a.is_cuda, name
+        assert torch.equal(a, b), name
