@@ -123,10 +123,10 @@ def random_parameter(name: str, shape: Sequence[int], seed: int, device: torch.d
     generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
     r: torch.Tensor = torch.randn(tuple(shape), generator=generator, device=device)
     if name.endswith("norm.weight"):
-        return r.mul(0.2).add(1)
+        return r.mul_(0.2).add_(1)
     if name.endswith("expert_bias"):
-        return r.mul(0.05)
-    return r.mul(float(shape[-1]) ** -0.5)
+        return r.mul_(0.05)
+    return r.mul_(float(shape[-1]) ** -0.5)
 
 
 def load_weights(

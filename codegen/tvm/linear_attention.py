@@ -50,7 +50,7 @@ COLUMNS = 64
 
 LOCALS = (
     "task", "b", "h", "left", "slot", "first", "tokens", "t", "n", "g", "c", "l", "y", "lam",
-    "qs", "ks", "vs", "os", "own", "seen", "fade", *(f"S{r}" for r in range(ROWS)),
+    "qs", "ks", "vs", "os", "seen", "seen_lanes", "fade", *(f"S{r}" for r in range(ROWS)),
 )  # fmt: skip
 """What the body calls its own."""
 
@@ -134,12 +134,12 @@ class Emitter:
                     out(f"step: T.let = T.Select(slot >= 0, T.int64({BLOCK}), T.max(tokens, T.int64(1)))")
                     with out.block("for block in T.serial((tokens + step - 1) // step):"):
                         self.recurrent("first + block * step", "T.min(step, tokens - block * step)")
-        return self.file(sorted({"lanes_sum", *(["exp"] if chunk else self.functions())}))
+        return self.file(["exp"] if chunk else self.functions())
 
     def file(self, functions: Sequence[str]) -> str:
-        """What is written, with its imports."""
-        library = f"\nfrom ringc.codegen.tvm.library import {', '.join(functions)}\n" if functions else ""
-        return f"import tvm\nfrom tvm.script import tirx as T\n{library}\n\n{self.script.text()}"
+        """What is written, with its imports: these functions of the library, and the one that `own` calls."""
+        library = f"from ringc.codegen.tvm.library import {', '.join(sorted({*functions, 'lanes_sum'}))}"
+        return f"import tvm\nfrom tvm.script import tirx as T\n\n{library}\n\n\n{self.script.text()}"
 
     @contextmanager
     def tasks(self, whose: str, count: str) -> Iterator[None]:
@@ -196,15 +196,15 @@ class Emitter:
     def own(self, o: str, q: str, k: str, v: str) -> None:
         """A token's output begins with what it sees of itself, `(q k) v`.
 
-        So an error of `q k` is one factor for all columns, which the norm behind takes out again. If the state were to take `k v` in first,
-        each column would be rounded for itself, and where `q k` is nearly zero, as of a first token whose query and key happen to be
-        orthogonal, that norm would enlarge the differences.
+        So the rounding of this product of a query and a key is one factor for all columns, and a norm of one head takes it out again where
+        nothing came before. If the state were to take `k v` in first, each column would be rounded for itself, and where a first token's
+        query and key happen to be nearly orthogonal, that norm would enlarge the differences.
         """
         out = self.script
-        out.scratch("own", (LANES,))
-        out.lanes(LANES, "own[l] = T.float32(0)")
-        out.vectors(self.dk, f"own[l] = own[l] + {q} * {k}")
-        out(f"seen: T.let = lanes_sum(own) * T.float32({self.op.scale!r})")
+        out.scratch("seen_lanes", (LANES,))
+        out.lanes(LANES, "seen_lanes[l] = T.float32(0)")
+        out.vectors(self.dk, f"seen_lanes[l] = seen_lanes[l] + {q} * {k}")
+        out(f"seen: T.let = lanes_sum(seen_lanes) * T.float32({self.op.scale!r})")
         out.vectors(self.tiles.width, f"{o} = seen * {v}")
 
     def token(self, o: str, q: str, k: str, v: str, *, fades: bool) -> None:
@@ -214,6 +214,7 @@ class Emitter:
             self.each_row(grow)
             return
         self.script.scratch("y", (self.tiles.width,))
+        # A group's sum begins at zero: its few terms are rounded at their own size, not at that of the whole.
         see, give = f"y[@] = y[@] + {q} * S[@]", f"{o} = {o} + {'fade[0] * ' if fades else ''}y[@]"
         self.each_row(see, grow, before="y[@] = T.float32(0)", after=give)
 
@@ -221,7 +222,7 @@ class Emitter:
         """Tokens `start .. start + length`, from the state in the slot to the state in the slot."""
         out, tiles, column = self.script, self.tiles, self.column()
         self.decay()
-        o, k, q, v = (f"{x}[n, h, %s]" for x in "okqv")
+        o, q, k, v = (f"{x}[n, h, %s]" for x in "oqkv")
         if outputs:
             with out.block(f"for t in T.serial({length}):"):
                 out(f"n: T.let = {start} + t")
@@ -343,19 +344,16 @@ class _Fronted(Emitter):
                 self.token("os[@]", "qs[#]", "ks[#]", "vs[@]", fades=True)
                 self.each_row(f"{self.state()} = S[@]")
             out.vectors(tiles.width, f"{o} = os[@]")
-        with out.block("else:"):
-            # Without a slot there is no memory to keep the state in between tokens: each group makes all rows once more.
+        # Without a slot there is no memory to keep the state in between tokens: each group makes all rows once more.
+        with out.block("else:"), out.block(groups):
+            self.group()
+            self.each_row("S[@] = T.float32(0)")
             with out.block(f"for t in T.serial({length}):"):
                 out(f"n: T.let = {start} + t")
                 self.rows()
-                self.own(o, "qs[@]", "ks[@]", "vs[@]")
-            with out.block(groups):
-                self.group()
-                self.each_row("S[@] = T.float32(0)")
-                with out.block(f"for t in T.serial({length}):"):
-                    out(f"n: T.let = {start} + t")
-                    self.rows()
-                    self.token(o, "qs[#]", "ks[#]", "vs[@]", fades=True)
+                with out.block("if g == 0:"):
+                    self.own(o, "qs[@]", "ks[@]", "vs[@]")
+                self.token(o, "qs[#]", "ks[#]", "vs[@]", fades=True)
 
     def rows(self) -> None:
         """Rows of the token n."""

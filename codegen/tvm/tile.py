@@ -25,8 +25,8 @@ def part_length(inner: int) -> int:
     """How many terms of a sum over `inner` are added up before they join the rest: the least divisor that isn't below the square root.
 
     A sum of n terms in parts of b rounds at most b + n / b - 1 times in a row, fewest at b = sqrt(n) (Higham, Accuracy and Stability of
-    Numerical Algorithms, 2nd edition, 3.1). At 512 to 2048 terms the error is a third to a fifth, for 1 to 3 % of the time. A prime size is
-    one part, which costs nothing and gains nothing; models have none.
+    Numerical Algorithms, 2nd edition, 3.1). At 512 to 2048 terms the error is a third to a fifth, for 1 to 3 % of the time. A size without
+    a divisor near the root, such as a prime or twice a prime, gains little; models have none.
     """
     return next(int(n) for n in divisors(inner) if n * n >= inner)
 
@@ -44,7 +44,7 @@ class _Sum:
     """A vector of sums as script: over all of K, over a part of it, and the latter with one more term."""
 
     whole: str
-    partial: str
+    piece: str
     added: str
 
 
@@ -86,17 +86,17 @@ class Tile:
                 term = math.apply("mul", left(k), product.weight([column, k]))
                 name = self._allocate(value.name if value.name and not value.name.isdigit() else "sums")
                 names = (name, self._allocate(f"{name}_part"))
-                whole, partial = (math.load(n, self._at(lane), value.type.dtype) for n in names)
-                turns[-1].append(_Sum(text(whole), text(partial), text(math.apply("add", partial, term))))
+                whole, piece = (math.load(n, self._at(lane), value.type.dtype) for n in names)
+                turns[-1].append(_Sum(text(whole), text(piece), text(math.apply("add", piece, term))))
                 self.sums[value].append(name)
         # One row's sums fill few registers, so all products go through K together; more rows take a turn each.
         for sums in [list(chain(*turns))] if self.rows == 1 else turns:
             self._lanes(lane, (f"{s.whole} = T.float32(0)" for s in sums))
             with w.block(f"for {part.what} in range({inner // length}):"):
-                self._lanes(lane, (f"{s.partial} = T.float32(0)" for s in sums))
+                self._lanes(lane, (f"{s.piece} = T.float32(0)" for s in sums))
                 with w.block(f"for {step.what} in range({length}):"):
-                    self._lanes(lane, (f"{s.partial} = {s.added}" for s in sums))
-                self._lanes(lane, (f"{s.whole} = {s.whole} + {s.partial}" for s in sums))
+                    self._lanes(lane, (f"{s.piece} = {s.added}" for s in sums))
+                self._lanes(lane, (f"{s.whole} = {s.whole} + {s.piece}" for s in sums))
 
     def _lanes(self, lane: Expr, statements: Iterable[str]) -> None:
         """Statements of a vector, for each of the tile's rows."""

@@ -57,6 +57,18 @@ class Built:
                 assert error < tolerance, f"result {i}: relative error {error:.2e}"
 
 
+def nearly_orthogonal(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Queries [N, H, D] with hardly anything of their keys left: what a first token then sees of itself is mostly rounding."""
+    along = (q * k).sum(-1, keepdim=True) / (k * k).sum(-1, keepdim=True)
+    return q - (along - 1e-4) * k
+
+
+def unevenness(o: torch.Tensor, v: torch.Tensor) -> float:
+    """How far outputs [N, H, D] of first tokens are from multiples of their values, which they are without rounding."""
+    shares = o.double() / v.double()
+    return float((shares / shares.mean(-1, keepdim=True) - 1).abs().max())
+
+
 def anywhere(x: torch.Tensor) -> torch.Tensor:
     """A copy that begins where no vector may be taken to be aligned."""
     return torch.cat([x.new_empty(1), x.flatten()])[1:].view(x.shape)

@@ -17,7 +17,7 @@ from ringc.codegen.inputs import random_inputs
 from ringc.codegen.kernel import Kernel
 from ringc.errors import CodegenError
 from tests.codegen.support_kernels import check_golden, kernel
-from tests.codegen.support_tvm_script import Built, offsets_of
+from tests.codegen.support_tvm_script import Built, nearly_orthogonal, offsets_of, unevenness
 
 RECURRENT = "tvm.linear_recurrent"
 
@@ -102,7 +102,23 @@ def values(h: int, dk: int, dv: int) -> tuple[str, str]:
     )
 
 
-FRONTS = {"published": published, "flat": flat, "unnamed": unnamed, "shared": shared, "values": values}
+def joined(h: int, dk: int, dv: int) -> tuple[str, str]:
+    """Heads are told apart, and nothing is computed."""
+    return (
+        f"%q0: f32[N / B, {h * dk}], %k: f32[N / B, {h}, {dk}], %v: f32[N / B, {h}, {dv}]",
+        f"""
+  %q = reshape(%q0) {{shape = [N, {h}, {dk}]}} : f32[N / B, {h}, {dk}]""",
+    )
+
+
+FRONTS = {
+    "published": published,
+    "flat": flat,
+    "unnamed": unnamed,
+    "shared": shared,
+    "values": values,
+    "joined": joined,
+}
 
 
 def fronted(front: Front, heads: int, dk: int, dv: int, implementation: str = RECURRENT) -> Kernel:
@@ -162,6 +178,15 @@ def test_one_head(make: Make, front: str) -> None:
     """Several slices of it, each with rows of its own."""
     built = make(front, 1, 16, 64)
     built.check(inputs(built.kernel, [7, 1], nobody=[1]))
+
+
+@pytest.mark.parametrize("nobody", [[], [0, 1, 2, 3, 4]], ids=["slots", "no slot"])
+def test_the_rounding_of_a_first_token_is_one_factor(make: Make, nobody: list[int]) -> None:
+    built = make("joined", 4, 32, 32)
+    q, k, v, slopes, state, *places = inputs(built.kernel, [1] * 5, nobody)
+    q = nearly_orthogonal(q.view(k.shape), k).flatten(1)
+    made, _ = built.results([q, k, v, slopes, torch.zeros_like(state), *places])
+    assert unevenness(made, v) < 2e-7
 
 
 def test_nothing_at_all(make: Make) -> None:
