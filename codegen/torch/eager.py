@@ -261,8 +261,13 @@ class EagerWriter:
                 self.chunks(q, k, v, o, wide, op.scale)
             else:
                 with self.out.block("for t in range(start, stop):"):
-                    self.out(f"held = decay * held + {k}[t, :, :, None]{wide} * {v}[t, :, None, :]{wide}")
-                    self.out(f"{o}[t] = ({op.scale!r} * {q}[t, :, None, :]{wide} @ held)[:, 0]")
+                    # What the token sees of itself is one factor of its value, so that this product's rounding is one, too.
+                    for name, x in (("qt", q), ("kt", k), ("vt", v)):
+                        self.out(f"{name} = {x}[t]{wide}")
+                    self.out("held = decay * held")
+                    self.out("own = (qt * kt).sum(-1, keepdim=True) * vt")
+                    self.out(f"{o}[t] = {op.scale!r} * (own + (qt[:, None] @ held)[:, 0])")
+                    self.out("held = held + kt[:, :, None] * vt[:, None]")
             with self.out.block("if slot >= 0:"):
                 self.out(f"{state}[slot] = held")
 

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from ringc.codegen import standalone
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.triton import grouped
@@ -135,3 +136,14 @@ def test_ring_mini_does_not_spill() -> None:
         assert used.register_a_wgmma == 0
         assert used.hgmma > 0 or job.constants["ROWS"] == 16
         assert used.shared_bytes <= 227 * 1024
+
+
+def test_by_itself_it_takes_few_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a GPU the interpreter runs it, at half a second for each expert that has a row."""
+    made = up(4, 32, 32, 2, "bf16")
+    made.function.notes["family"] = "grouped"
+    path = tmp_path / "up.py"
+    path.write_text(emit(made).text)
+    assert standalone.run(path)
+    shown = capsys.readouterr().out
+    assert ("at N=4\n" in shown) != torch.cuda.is_available(), shown
