@@ -3,7 +3,7 @@
 RINGC_RANDOM_MODELS=200 takes the first 200 draws on each target instead of the few that reach every feature. Of the first 387 on cpu all
 were within 1.1e-4, geometric mean 3.5e-6, and the reference's own code in single precision within 1.94e-4, mean 5.3e-6. Two are
 ill-conditioned and off by 1.08e-4 (number 113) and 1.04e-4 (68), the others by at most 6.3e-5 (`docs/roadmap.md`). Three draws had a margin
-below 1e-5, and no token went to other experts than the reference chose. Sums were arranged with these draws in view; 78 further ones (387 to
+below 1e-5, and no token went to other experts than the reference chose. Sums were arranged with these draws in view; 78 others (387 to
 464), drawn afterwards, were within 2.4e-5. On target torch none of 400 was off by more than 1.3e-4 with torch 2.13; with torch 2.11 on
 another machine 113 was above 2e-4.
 """
