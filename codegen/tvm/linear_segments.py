@@ -62,7 +62,7 @@ class _Segments(Emitter):
                 out("slot: T.let = slots[b]")
                 with out.block("if slot >= 0 and piece + 1 == begins[b + 1]:"):
                     self.each_element(f"{self.pool()} = {self.state()}")
-        return self.file(["exp", "lanes_sum"])
+        return self.file(["exp"])
 
     def each_element(self, statement: str) -> None:
         """A statement on each row and column of a state."""

@@ -18,7 +18,7 @@ from ringc.ir.core import Block, Value
 from ringc.ir.symbols import Dim
 
 STACK = 1024
-"""Bytes from which TVM takes a buffer from its pool. Sums are kept in smaller ones, which become registers: 5 % of 1024 rows' time."""
+"""Bytes from which TVM takes a buffer from its pool. Smaller ones can become registers, as sums of a part do: 5 % of 1024 rows' time."""
 
 
 def part_length(inner: int) -> int:
