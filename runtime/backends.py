@@ -57,7 +57,7 @@ LOADERS = {
 """Name -> where its class is."""
 
 
-BUILT_AHEAD = frozenset({"tvm"})
+BUILT_AHEAD = frozenset({"tvm", "triton"})
 """Back ends that run what the compiler built; the others run the source."""
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from inspect import signature
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
 from ringc.runtime.backends import DTYPES, Kernels, Shape
 from ringc.runtime.blocks import ALIGNMENT
+from ringc.runtime.graphs import Graphs
 from ringc.runtime.memory import check_memory
 
 if TYPE_CHECKING:
@@ -31,10 +32,14 @@ Numbers: TypeAlias = "Sequence[int] | NDArray[np.int64]"
 
 
 class Arena:
-    """One block of memory for the intermediates of all programs. It grows; programs bound to the smaller one are then stale."""
+    """One block of memory for the intermediates of all programs. It grows; programs bound to the smaller one are then stale.
+
+    `graphs` makes CUDA graphs of programs; None where there is no GPU, or where launches one by one are wanted.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.graphs = Graphs() if device.type == "cuda" else None
         self.memory = torch.empty(0, dtype=torch.uint8, device=device)
         self.generation = 0
 
@@ -49,6 +54,13 @@ class Arena:
             check_memory(size, self.device, "the intermediate results", FEWER_TOKENS)
             self.memory = torch.empty(size, dtype=torch.uint8, device=self.device)
             self.generation += 1
+
+
+class Step(NamedTuple):
+    """One step of a bound program: a kernel's name, or "copy", and what runs it."""
+
+    kernel: str
+    run: Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Binder:
         record_routing: bool = False,
     ) -> None:
         self.N, self.B, self.R, self.P, self.S = sizes.N, sizes.B, sizes.R, sizes.P, sizes.S
-        self.steps: list[Callable[[], Any]] = []
+        self.steps: list[Step] = []
         self.experts: list[torch.Tensor] = []
         self.high = 0
         self._record_routing = record_routing
@@ -129,7 +141,7 @@ class Binder:
         if self._memory is None:
             self._check(kernel, given)
         else:
-            self.steps.append(self._kernels.bind(kernel, given))
+            self.steps.append(Step(kernel, self._kernels.bind(kernel, given)))
             if self._record_routing:
                 for taken in self._kernels.experts(kernel, given):
                     self.experts.append(torch.empty_like(taken))
@@ -154,7 +166,7 @@ class Binder:
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Record a copy."""
         if self._memory is not None:
-            self.steps.append(lambda: target.copy_(source))
+            self.steps.append(Step("copy", lambda: target.copy_(source)))
 
     def _take(self, size: int) -> int:
         start = self._top
@@ -200,22 +212,38 @@ class Inputs:
             self._device.copy_(self._host)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bound:
     """A program bound to sizes and memory: write the inputs, run, read the logits.
 
-    `experts`: what each layer's routing took, where the program was bound to record it.
+    On a GPU the second run makes a CUDA graph, and later ones replay it: launching its kernels one by one takes the host longer than they
+    take. The first can't be captured, as libraries set themselves up in it.
+
+    `experts`: what each layer's routing took, where the program was bound to record it. `graphs`: see `Arena`.
     """
 
     inputs: Inputs
     logits: torch.Tensor
-    steps: Sequence[Callable[[], Any]]
+    steps: Sequence[Step]
     experts: Sequence[torch.Tensor]
     generation: int
+    graphs: Graphs | None = None
+    _runs: int = field(default=0, init=False)
+    _graph: torch.cuda.CUDAGraph | None = field(default=None, init=False)
 
     def run(self) -> None:
+        if self.graphs is not None and self._runs == 1:
+            self._graph = self.graphs.captured(self.launch)
+        self._runs += 1
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self.launch()
+
+    def launch(self) -> None:
+        """Run its steps one by one."""
         for step in self.steps:
-            step()
+            step.run()
 
 
 def bind(
@@ -256,4 +284,4 @@ def bind(
     arena.reserve(measured.high)
     binder = Binder(sizes, weights, kernels, arena.memory, record_routing=record_routing)
     program(binder, *taken, logits)
-    return Bound(inputs, logits, tuple(binder.steps), tuple(binder.experts), arena.generation)
+    return Bound(inputs, logits, tuple(binder.steps), tuple(binder.experts), arena.generation, arena.graphs)

@@ -19,7 +19,7 @@ import torch
 
 from ringc.codegen import cpu
 from ringc.codegen.alone import kernel_alone
-from ringc.codegen.backend import backend
+from ringc.codegen.backend import Built, backend
 from ringc.codegen.cache import Cache
 from ringc.codegen.check import call_tensors, check_kernel
 from ringc.codegen.emit import emit
@@ -210,26 +210,28 @@ class Bench:
                     if key not in self._kernels:
                         self._kernels[key] = kernel_alone(region, candidate, name, self.target)
         sources = [emit(kernel) for kernel in self._kernels.values()]
-        files = self._built([s for s in sources if s.backend in BUILT_AHEAD], cache, progress)
+        ahead = self._built([s for s in sources if s.backend in BUILT_AHEAD], cache, progress)
         entries: dict[str, dict[str, Any]] = {}
         for source in sources:
-            made = {".py": source.text.encode(), **files.get(source.name, {})}
-            for ending, data in made.items():
+            made = ahead.get(source.name, Built())
+            for ending, data in {".py": source.text.encode(), **made.files}.items():
                 (self.folder / f"{source.name}{ending}").write_bytes(data)
-            built = {ending: f"{source.name}{ending}" for ending in files.get(source.name, {})}
-            entries[source.name] = {"backend": source.backend, "source": f"{source.name}.py", "built": built}
-        target = {"name": self.target.name, "backend": self.target.backend}
-        self._loaded = Kernels(Artifact(self.folder, {"kernels": entries, "target": target}))
+            built = {ending: f"{source.name}{ending}" for ending in made.files}
+            entries[source.name] = {
+                "backend": source.backend, "source": f"{source.name}.py", "built": built, "launch": made.launch
+            }  # fmt: skip
+        target = {"name": self.target.name, "backend": self.target.backend, "arch": self.target.arch}
+        tools = backend(self.target.backend).versions(self.target)
+        self._loaded = Kernels(Artifact(self.folder, {"kernels": entries, "target": target, "tools": tools}))
 
-    def _built(self, sources: Sequence[Source], cache: Cache | None, progress: Progress) -> dict[str, Any]:
+    def _built(self, sources: Sequence[Source], cache: Cache | None, progress: Progress) -> dict[str, Built]:
         finished: list[str] = []
 
         def done(name: str) -> None:
             finished.append(name)
             progress("kernels", len(finished), len(sources))
 
-        made = backend(self.target.backend).build(sources, self.target, cache, done) if sources else {}
-        return {name: built.files for name, built in made.items()}
+        return backend(self.target.backend).build(sources, self.target, cache, done) if sources else {}
 
     def measure(self, choice: Choice) -> None:
         """Check and time those kernels of a choice that aren't yet."""

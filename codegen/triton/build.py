@@ -12,16 +12,18 @@ from ringc.codegen.cache import Cache
 from ringc.codegen.kernel import Source
 from ringc.codegen.triton.aot import CompiledKernel, Progress, compile_many
 from ringc.codegen.triton.jit import prepare_jit
-from ringc.codegen.triton.jobs import compile_jobs, labels, read_jobs
+from ringc.codegen.triton.jobs import compile_jobs, read_jobs
+from ringc.codegen.triton.labels import labels
 from ringc.codegen.triton.toolchain import ARCHITECTURES, find_toolchain
+from ringc.codegen.tvm.threads import usable_cores
 from ringc.errors import CodegenError, ToolchainError
 from ringc.passes.target import Target
 
 KEPT = ("ttir", "ttgir", "ptx", "cubin", "sass")
 """Stages that an artifact holds; the LLVM IR between ttgir and ptx says nothing that those two don't."""
 
-WORKERS = 2
-"""Compiler processes; each holds about 180 MiB."""
+MOST_WORKERS = 8
+"""Compiler processes, at most; each holds about 180 MiB."""
 
 
 class TritonBackend:
@@ -54,9 +56,9 @@ class TritonBackend:
                 done(sources[reported].name)
                 reported += 1
 
-        made = iter(
-            compile_many([j for s in sources for j in jobs[s.name]], workers=WORKERS, cache=cache, progress=report)
-        )
+        workers = max(2, min(MOST_WORKERS, usable_cores()))
+        each = [job for source in sources for job in jobs[source.name]]
+        made = iter(compile_many(each, workers=workers, cache=cache, progress=report))
         return {s.name: _built(s, [next(made) for _ in jobs[s.name]]) for s in sources}
 
     def versions(self, target: Target) -> dict[str, str]:

@@ -119,17 +119,6 @@ def read_jobs(text: str, name: str) -> tuple[Mapping[str, Any], ...]:
     )
 
 
-def labels(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A name of its own for each job: its kernel's, with a number behind it where a kernel has several."""
-    names = [str(job["kernel"]) for job in jobs]
-    seen: dict[str, int] = {}
-    found = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if names.count(name) == 1 else f"{name}_{seen[name]}")
-    return found
-
-
 def compile_jobs(text: str, name: str, arch: int) -> list[CompileJob]:
     """What the ahead-of-time compiler makes of a kernel file.
 

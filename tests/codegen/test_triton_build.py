@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -21,11 +19,11 @@ from ringc.codegen.inspect.resources import Resources
 from ringc.codegen.kernel import Source
 from ringc.codegen.triton import jit
 from ringc.codegen.triton.build import KEPT, TritonBackend
-from ringc.codegen.triton.jobs import Job, compile_jobs, jobs_text, labels, padded, read_jobs
+from ringc.codegen.triton.jobs import Job, compile_jobs, jobs_text, padded, read_jobs
+from ringc.codegen.triton.labels import labels
 from ringc.codegen.triton.toolchain import Ptxas, Toolchain
-from ringc.errors import ArtifactError, CodegenError, ToolchainError
+from ringc.errors import CodegenError, ToolchainError
 from ringc.passes.target import target
-from ringc.runtime.triton_backend import TritonLoader
 from tests.codegen.test_triton_route import sorter
 
 SMALL = """import triton
@@ -128,7 +126,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch, version: str, origin: str = "wheel
 def test_an_assembler_that_is_known_bad_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu(monkeypatch, "12.8.93", "bundled")
     with pytest.raises(ToolchainError, match=r"12\.8\.93") as caught:
-        TritonLoader()
+        jit.prepare_jit()
     assert caught.value.help is not None
     assert "nvidia-cuda-nvcc" in caught.value.help
     assert any("error" in line for line in jit.prepare_jit(strict=False))
@@ -140,26 +138,9 @@ def test_the_wheels_assembler_is_given_to_triton(monkeypatch: pytest.MonkeyPatch
     assert os.environ["TRITON_PTXAS_PATH"] == "/opt/ptxas"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_only_the_interpreter_runs_kernels(tmp_path: Path) -> None:
-    with pytest.raises(ToolchainError, match="no CUDA GPU"):
-        TritonLoader()
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "small.py").write_text(small().text)
-    artifact: Any = SimpleNamespace(path=lambda name: tmp_path / name)
-    loader = TritonLoader(interpret=True)
-    launch = loader.load(artifact, "small", {"source": "kernels/small.py"})
-    x, y = torch.randn(20), torch.full((20,), float("nan"))
-    loader.bind(launch, [x, y])()
-    assert torch.equal(y, 2 * x)
-
-
-def test_a_file_without_launch_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_edited_file_without_launch_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_gpu(monkeypatch, "13.5.37")
     (tmp_path / "empty.py").write_text("x = 1\n")
-    artifact: Any = SimpleNamespace(path=lambda name: tmp_path / name)
-    with pytest.raises(ArtifactError, match="doesn't define launch"):
-        TritonLoader().load(artifact, "empty", {"source": "empty.py"})
     with pytest.raises(CodegenError, match="no function launch"):
         TritonBackend().launcher(tmp_path / "empty.py", "empty")
 
