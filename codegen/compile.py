@@ -117,7 +117,7 @@ def compile_module(
     graph[f"{len(pipeline):02d}_{pipeline[-1].name}.ring"] = print_module(module)
 
     kernels = [kernel_of(f) for f in module.functions.values() if "family" in f.notes]
-    sources = [emit(k) for k in kernels]
+    sources = [emit(k, target) for k in kernels]
     built, versions = _build(sources, target, cache, progress)
 
     files = {"program.py": emit_program(module, target.name).encode()}

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from ringc.codegen.kernel import Kernel, Source, emitter
+from ringc.codegen.triton.overlap import FIRST_ARCH, overlapping
 from ringc.ir.core import Function
 from ringc.ir.symbols import dim_text
 from ringc.ir.text_print import print_function
+from ringc.passes.target import Target
 
 
-def emit(kernel: Kernel) -> Source:
+def emit(kernel: Kernel, target: Target | None = None) -> Source:
     """The file of a kernel. Equal kernels give equal bytes.
+
+    Args:
+        kernel: what to write.
+        target: what it is for, where its launches depend on that.
 
     Raises:
         CodegenError: the template can't implement the function; the message says why.
     """
     body = emitter(kernel.implementation.template)(kernel)
     text = f'{header(kernel)}\n{body.strip()}\n\n\nif __name__ == "__main__":\n{_MAIN}'
-    return Source(kernel.name, kernel.implementation.backend, text)
+    backend = kernel.implementation.backend
+    if backend == "triton" and target is not None and (target.arch or 0) >= FIRST_ARCH:
+        text = overlapping(text, kernel.name)
+    return Source(kernel.name, backend, text)
 
 
 _MAIN = """    from ringc.codegen.standalone import main

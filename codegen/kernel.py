@@ -137,7 +137,7 @@ TEMPLATES = {
     "tvm.sort": "ringc.codegen.tvm.sort:emit",
     "triton.row": "ringc.codegen.triton.row:emit",
     "triton.matmul": "ringc.codegen.triton.matmul:emit",
-    "triton.matmul_fronted": "ringc.codegen.triton.fronted:emit",
+    "triton.gemv": "ringc.codegen.triton.gemv:emit",
     "triton.grouped": "ringc.codegen.triton.grouped:emit",
     "triton.linear_recurrent": "ringc.codegen.triton.linear_recurrent:emit",
     "triton.linear_chunked": "ringc.codegen.triton.linear_attention:emit_chunked",

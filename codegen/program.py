@@ -24,6 +24,7 @@ from ringc.ir.ops.shape import Reshape
 from ringc.ir.ops.source import Weight
 from ringc.ir.symbols import Dim, dim_text, symbols_of
 from ringc.ir.types import StateType, TensorType, Type
+from ringc.passes.memory import joins, storage_of
 
 WIDTH = 118
 """Columns of the file."""
@@ -74,8 +75,9 @@ class _Program:
             "`rt` binds it: N tokens, B sequences, R wanted rows, P slots of a pool, S rows of a cache. `rt.launch(kernel, *tensors)`"
         )
         out(
-            "records a launch, `rt.frame(*bytes)` gives numbered buffers of the arena, `rt.weight(key)` a prepared weight."
+            "records a launch, `rt.frame(*bytes)` gives numbered buffers of the arena, `rt.weight(key)` a prepared weight. What is launched"
         )
+        out("in `rt.beside()` may run beside the launches that follow, up to `rt.join()`.")
         out('"""')
         out()
         out("from __future__ import annotations")
@@ -146,8 +148,21 @@ class _Program:
         return given
 
     def body(self, body: Block, names: Names) -> None:
-        for op in body.ops:
-            self.operation(op, names)
+        ends = joins(body)
+        at = 0
+        while at < len(body.ops):
+            if at in ends.values():
+                self.out("rt.join()")
+            if body.ops[at] not in ends:
+                self.operation(body.ops[at], names)
+                at += 1
+                continue
+            with self.out.block("with rt.beside():"):
+                while at < len(body.ops) and (body.ops[at] in ends or isinstance(body.ops[at], Reshape)):
+                    self.operation(body.ops[at], names)
+                    at += 1
+        if len(body.ops) in ends.values():
+            self.out("rt.join()")
         for value, name in self.copies:
             self.out(f"rt.copy({names[value]}, {name})")
         if not body.ops and not self.copies:
@@ -253,13 +268,6 @@ class _Program:
 
     def indented(self) -> AbstractContextManager[None]:
         return self.out.indented()
-
-
-def storage_of(value: Value) -> Value:
-    """The value whose memory this one is a view of."""
-    while isinstance(value.op, Reshape):
-        value = value.op.x
-    return value
 
 
 def symbols_in(text: str) -> set[str]:

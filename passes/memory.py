@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from ringc.ir.core import Function, Module, Value
+from ringc.ir.core import Block, Function, Module, Op, Value
 from ringc.ir.ops.call import Call, Launch
 from ringc.ir.ops.shape import Reshape
 from ringc.ir.symbols import Dim, dim_text
@@ -42,12 +42,37 @@ def storage_of(value: Value) -> Value:
     return value
 
 
+def joins(body: Block) -> dict[Op, int]:
+    """Each launch that runs beside others, and the number of the operation before which it must have ended."""
+    place = {op: i for i, op in enumerate(body.ops)}
+    found: dict[Op, int] = {}
+    run: list[Op] = []
+    for op in (*body.ops, None):
+        if isinstance(op, Launch) and op.beside:
+            run.append(op)
+        elif run and not isinstance(op, Reshape):
+            readers = [place[u] for o in run for r in o.results for u in _readers(r) if u not in run]
+            found |= dict.fromkeys(run, min(readers, default=len(body.ops)))
+            run = []
+    return found
+
+
+def _readers(value: Value) -> list[Op]:
+    """The operations that read a value, or a view of it."""
+    return [r for u in value.users() for r in (_readers(u.result) if isinstance(u, Reshape) else [u])]
+
+
 def _plan(module: Module, function: Function) -> None:
     body = function.body
     last: dict[Value, int] = {}
     for i, op in enumerate(body.ops):
         for value in op.inputs():
             last[storage_of(value)] = i
+    # What runs beside others needs its memory until it has joined them.
+    joined = joins(body)
+    for op, end in joined.items():
+        for value in (*op.inputs(), *op.results):
+            last[storage_of(value)] = max(last.get(storage_of(value), 0), end)
     given_back = {storage_of(v) for v in body.outputs}
     sizes: list[Dim] = []
     held: dict[int, Value] = {}
@@ -81,7 +106,7 @@ def _plan(module: Module, function: Function) -> None:
             op.scratch = tuple(scratch)
         op.buffers = tuple(places)
         for number, value in list(held.items()):
-            if number in scratch or last.get(value, -1) <= i:
+            if (number in scratch and op not in joined) or last.get(value, -1) <= i:
                 del held[number]
     function.notes["buffers"] = tuple(dim_text(s) for s in sizes)
 

@@ -26,6 +26,7 @@ def default_pipeline(record: Record | None = None) -> list[Pass]:
         "select",  # among alternatives and configurations, by the tuning record, else by the cost model
         "layout",  # what was selected decides how the weights are stored: written as the `prepare` function
         "kernels",  # equal regions become one kernel
+        "beside",  # what is off the critical path: known now, as kernels have their predicted times
         "memory",  # liveness, one arena, states in place
     ]
     options: dict[str, dict[str, object]] = {"select": {"record": record}} if record is not None else {}

@@ -20,6 +20,7 @@ PASSES = {
     "select": "ringc.passes.select:Select",
     "layout": "ringc.passes.layout:WeightLayout",
     "kernels": "ringc.passes.kernels:OutlineKernels",
+    "beside": "ringc.passes.beside:Beside",
     "memory": "ringc.passes.memory:MemoryPlan",
 }
 """Name -> where the class is; imported when asked for."""

@@ -57,10 +57,14 @@ class Arena:
 
 
 class Step(NamedTuple):
-    """One step of a bound program: a kernel's name, or "copy", and what runs it."""
+    """One step of a bound program: a kernel's name, "copy" or "join", and what runs it.
+
+    `beside`: it may run beside the steps that follow, up to the next "join".
+    """
 
     kernel: str
     run: Callable[[], Any]
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class Binder:
         self._sizes = asdict(sizes)
         self._memory = memory
         self._top = 0
+        self._beside = False
 
     def weight(self, key: str) -> torch.Tensor:
         """A prepared weight.
@@ -141,7 +146,7 @@ class Binder:
         if self._memory is None:
             self._check(kernel, given)
         else:
-            self.steps.append(Step(kernel, self._kernels.bind(kernel, given)))
+            self.steps.append(Step(kernel, self._kernels.bind(kernel, given), self._beside))
             if self._record_routing:
                 for taken in self._kernels.experts(kernel, given):
                     self.experts.append(torch.empty_like(taken))
@@ -166,7 +171,19 @@ class Binder:
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Record a copy."""
         if self._memory is not None:
-            self.steps.append(Step("copy", lambda: target.copy_(source)))
+            self.steps.append(Step("copy", lambda: target.copy_(source), self._beside))
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is launched inside may run beside the launches that follow."""
+        self._beside = True
+        yield
+        self._beside = False
+
+    def join(self) -> None:
+        """What follows needs what was launched beside."""
+        if self._memory is not None:
+            self.steps.append(Step("join", _nothing))
 
     def _take(self, size: int) -> int:
         start = self._top
@@ -179,6 +196,10 @@ class Binder:
             return torch.empty(shape, dtype=dtype, device="meta")
         size = prod(shape) * dtype.itemsize
         return self._memory[start : start + size].view(dtype).view(shape)
+
+
+def _nothing() -> None:
+    """A step that only marks a place."""
 
 
 def _shown(x: Shape) -> str:
@@ -233,7 +254,7 @@ class Bound:
 
     def run(self) -> None:
         if self.graphs is not None and self._runs == 1:
-            self._graph = self.graphs.captured(self.launch)
+            self._graph = self.graphs.captured(self._launch_beside)
         self._runs += 1
         if self._graph is not None:
             self._graph.replay()
@@ -241,9 +262,24 @@ class Bound:
             self.launch()
 
     def launch(self) -> None:
-        """Run its steps one by one."""
+        """Run its steps one after the other."""
         for step in self.steps:
             step.run()
+
+    def _launch_beside(self) -> None:
+        """Launch its steps on two streams: those that may run beside others on the second."""
+        assert self.graphs is not None
+        main, second = torch.cuda.current_stream(), self.graphs.second
+        for step, before in zip(self.steps, (None, *self.steps), strict=False):
+            if step.beside:
+                if before is None or not before.beside:
+                    second.wait_stream(main)
+                with torch.cuda.stream(second):
+                    step.run()
+            elif step.kernel == "join":
+                main.wait_stream(second)
+            else:
+                step.run()
 
 
 def bind(

@@ -13,6 +13,8 @@ class Graphs:
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch's
+        self.second = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        """For what is captured beside the rest."""
         self._pool: Any = None
         # A pool dies with the last graph that uses it, and can't be used again: this graph lives as long as the pool is wanted.
         self._keeper = self.captured(lambda: torch.zeros(1, device="cuda"))

@@ -19,7 +19,7 @@ from ringc.runtime.sample import Sampling, sample
 from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
 
 KEEP_LOGITS = 1 << 26
-"""Bytes of logits above which a bound program is not kept: its result would be, too."""
+"""Bytes of logits above which a bound prefill is not kept: its result would be, too."""
 
 PREFILL = 2048
 """Tokens of a prompt that `generate` takes at a time: more need more memory and are no faster."""
@@ -311,7 +311,7 @@ class Model(torch.nn.Module):
         bound.run()
         for calls in self._recordings:
             calls.append(tuple(taken.clone() for taken in bound.experts))
-        if bound.logits.numel() * 4 > KEEP_LOGITS:
+        if entry != "decode" and bound.logits.numel() * 4 > KEEP_LOGITS:
             return bound.logits
         cache.keep(key, bound)
         return bound.logits.clone()

@@ -164,8 +164,10 @@ class BuiltKernel:
             function = names[job["kernel"]]
             if not isinstance(function, Prebuilt):
                 function = names[job["kernel"]] = Prebuilt(function.arg_names, noted=self._noted)
-            load = functools.partial(_load, artifact, entry, label, job)
-            function.configurations.append(Configuration(label, names["pinned"](job), job["signature"], load))
+            pinned = names["pinned"](job)
+            overlaps = bool(pinned.get("launch_pdl", False))
+            load = functools.partial(_load, artifact, entry, label, job["kernel"], overlaps=overlaps)
+            function.configurations.append(Configuration(label, pinned, job["signature"], load))
 
     def bind(self, *tensors: torch.Tensor) -> Callable[[], None]:
         """The launches on these tensors, which the caller keeps.
@@ -194,7 +196,7 @@ class BuiltKernel:
         self.bind(*tensors)()
 
 
-def _load(artifact: Artifact, entry: Mapping[str, Any], label: str, job: Mapping[str, Any]) -> Binary:
+def _load(artifact: Artifact, entry: Mapping[str, Any], label: str, kernel: str, *, overlaps: bool) -> Binary:
     file, shape = entry["built"].get(f".{label}.cubin"), entry["launch"].get("configurations", {}).get(label)
     if file is None or shape is None:
         raise ArtifactError(
@@ -208,6 +210,5 @@ def _load(artifact: Artifact, entry: Mapping[str, Any], label: str, job: Mapping
             place=Place(artifact.path(file)),
             help="compile the artifact again",
         )
-    overlaps = bool(job.get("options", {}).get("launch_pdl", False))
     cubin = artifact.path(file).read_bytes()
-    return Binary(cubin, job["kernel"], shape["num_warps"], shape["shared"], overlaps=overlaps)
+    return Binary(cubin, kernel, shape["num_warps"], shape["shared"], overlaps=overlaps)

@@ -209,7 +209,7 @@ class Bench:
                     name = f"{region.family}_{len(self._kernels) + 1}"
                     if key not in self._kernels:
                         self._kernels[key] = kernel_alone(region, candidate, name, self.target)
-        sources = [emit(kernel) for kernel in self._kernels.values()]
+        sources = [emit(kernel, self.target) for kernel in self._kernels.values()]
         ahead = self._built([s for s in sources if s.backend in BUILT_AHEAD], cache, progress)
         entries: dict[str, dict[str, Any]] = {}
         for source in sources:

@@ -33,6 +33,10 @@ _TYPES = {
 }  # fmt: skip
 
 
+PINNED = '"enable_fp_fusion": True'
+"""What all launches have in common, as text in `pinned`."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One pinned launch: run-time arguments with their Triton types, `tl.constexpr` arguments with their values, and the launch shape."""
@@ -80,7 +84,7 @@ def jobs_text(jobs: Sequence[Job]) -> str:
         "",
         "def pinned(job):",
         '    """A configuration as keyword arguments of a launch."""',
-        '    shape = {"num_warps": job["num_warps"], "num_stages": job["num_stages"], "enable_fp_fusion": True}',
+        '    shape = {"num_warps": job["num_warps"], "num_stages": job["num_stages"], ' + PINNED + "}",
         '    return {**job["constants"], **shape, **job.get("options", {})}',
     ]
     return "\n".join(lines)

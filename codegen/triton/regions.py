@@ -47,6 +47,11 @@ CHUNK = 4096
 UNROLLED = 64
 """Longest axis that is summed in an unrolled loop, for lack of a tile axis."""
 
+COUNTED = 1024
+"""Most segments whose ends are compared with a row all at once."""
+
+_WIDEST_I32 = (1 << 31) - 1
+
 _HINTS = {"sum": "total", "max": "largest", "abs": "magnitude", "not": "opposite", "and": "both", "or": "either"}
 _IDENTITY = {"add": (0.0, 0), "maximum": (float("-inf"), -(1 << 31))}
 
@@ -248,19 +253,30 @@ class Reader:
         return self._name(op, value)
 
     def _segment(self, op: SegmentIds, at: tuple[Index, ...]) -> Tile:
-        """How many segments end at or before the row: a binary search."""
+        """How many segments end at or before the row: counted where it is one row and few segments, else by a binary search."""
         t = self.tiles
         (row,) = at
+        count, offsets = add(op.offsets.shape[0], -1), viewed(op.offsets)
+        if (
+            isinstance(count, int)
+            and count <= COUNTED
+            and offsets is not None
+            and all(a.slot is None for a in row.axes)
+        ):
+            block = power_of_two(count)
+            mask = f", mask=tl.arange(0, {block}) < {count}, other={_WIDEST_I32}" if block != count else ""
+            ends = f"tl.load({t.pointers[offsets]} + 1 + tl.arange(0, {block}){mask})"
+            return t.bind(Tile(f"tl.sum(({ends} <= {t.sum_text(row)}).to(tl.int32))", row.axes), "segment")
         low, high, middle, past = (t.names.fresh(n) for n in ("low", "high", "middle", "past"))
         block = any(a.slot is not None for a in row.axes)
         with t.hoisted(row.axes):
-            count = t.tile(t.size(add(op.offsets.shape[0], -1))).text
+            segments = t.tile(t.size(count)).text
             t.line(f"{low} = " + (f"tl.zeros({t.shape(row.axes)}, dtype=tl.int32)" if block else "0"))
-            t.line(f"{high} = {low} + {count}")
+            t.line(f"{high} = {low} + {segments}")
             step = Axis(middle)
             condition = f"tl.max({high} - {low}) > 0" if block else f"{low} < {high}"
             with t.loop(Loop(step, f"while {condition}:")):
-                t.line(f"{middle} = tl.minimum(({low} + {high}) // 2, {count} - 1)")
+                t.line(f"{middle} = tl.minimum(({low} + {high}) // 2, {segments} - 1)")
                 end = self.read(op.offsets, [Index(((Term(middle, 0, None, row.axes | {step}), 1),), 1)])
                 t.line(f"{past} = {operand(t.tile(end))} <= {t.sum_text(row)}")
                 t.line(f"{high} = tl.where({past}, {high}, {middle})")
@@ -285,7 +301,7 @@ class Reader:
     def _reduced(self, op: Reduction, index: Sequence[Index | None]) -> Expression:
         t = self.tiles
         used = {a.slot for i in index if i is not None for a in i.axes}
-        choices = [self._pieces(op.x.shape[a], used) for a in op.axes]
+        choices = [self.pieces(op.x.shape[a], used) for a in op.axes]
         identity = _IDENTITY[op.combine][0 if op.x.type.dtype.is_float else 1]
         parts: dict[frozenset[Axis], Tile] = {}
         for pieces in itertools.product(*choices):
@@ -330,7 +346,7 @@ class Reader:
         total = self._total(op, {frozenset((along,)): collected})
         self.tiles.scopes[-1].values[op.result, tuple(at)] = self._name(op, total)
 
-    def _pieces(self, extent: Dim, used: set[int | None]) -> list[Piece]:
+    def pieces(self, extent: Dim, used: set[int | None]) -> list[Piece]:
         """The parts of an axis to reduce over, each in tile axes that nothing else uses, or in a loop."""
         if not isinstance(extent, int):
             raise CodegenError(f"a reduction over {dim_text(extent)} elements has no kernel: the number must be known")

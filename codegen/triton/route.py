@@ -21,7 +21,8 @@ from ringc.ir.types import DType
 from ringc.passes.schedules.routing import ROUTE_ROWS
 
 _RESERVED = (
-    *RESERVED, "pinned", "product", "choose", "experts", "weights", "partial", "rows", "parts", "steps", "few", "ROWS", "tiles",
+    *RESERVED, "pinned", "LOWEST", "packed", "score_of", "place_of",
+    "product", "choose", "experts", "weights", "partial", "rows", "parts", "steps", "few", "ROWS", "tiles",
 )  # fmt: skip
 
 
@@ -211,6 +212,7 @@ def _choose(region: _Region, groups: int, keep: int, logit: str) -> str:
     lines: list[str] = []
     put = lines.append
     bias = "" if region.bias is None else " bias,"
+    rounded = f".to({logit}).to(tl.float32)" if logit != "tl.float32" and region.logits is None else ""
     put('@triton.jit(do_not_specialize=["rows", "parts"])')
     put("def choose(")
     put(f"    logits,{bias} experts, weights, rows, parts,")
@@ -226,49 +228,76 @@ def _choose(region: _Region, groups: int, keep: int, logit: str) -> str:
     put("    number = group[:, None] * EACH + member[None, :]")
     put("    real = (group < GROUPS)[:, None] & (member < EACH)[None, :]")
     put("    x = tl.zeros([GROUP_TILE, EACH_TILE], dtype=tl.float32)")
-    put("    for part in range(parts):")
+    put("    for part in tl.range(parts, loop_unroll_factor=8):")
     put("        at = (part * rows + row) * (GROUPS * EACH) + number")
     put("        x += tl.load(logits + at, mask=real, other=0.0).to(tl.float32)")
-    if logit != "tl.float32" and region.logits is None:
-        put(f"    x = x.to({logit}).to(tl.float32)")
+    if rounded:
+        put(f"    x = x{rounded}")
     if op.score == "sigmoid":
         put("    p = 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634))")
     else:
         put('    x = tl.where(real, x, float("-inf"))')
-        put("    p = tl.exp2((x - tl.max(tl.max(x, 1), 0)) * 1.4426950408889634)")
-        put("    p = p / tl.sum(tl.sum(p, 1), 0)")
+        put("    largest = tl.max(tl.max(x, 1), 0)")
+        put("    p = tl.exp2((x - largest) * 1.4426950408889634)")
+        put("    whole = tl.sum(tl.sum(p, 1), 0)")
+        put("    p = p / whole")
     biased = "p" if region.bias is None else "p + tl.load(bias + number, mask=real, other=0.0).to(tl.float32)"
-    put(f'    score = tl.where(real, {biased}, float("-inf"))')
+    put(f"    key = tl.where(real, packed({biased}, number), LOWEST)")
     if keep < groups:
-        dropped = 'float("-inf")' if op.dropped == float("-inf") else repr(op.dropped)
         put(f"    # A group counts by its {op.group_top} largest scores; {keep} of {groups} groups stay.")
-        put("    left = score")
+        put("    left = key")
         put("    total = tl.zeros([GROUP_TILE], dtype=tl.float32)")
         put(f"    for _ in tl.static_range({op.group_top}):")
-        put("        total += tl.max(left, 1)")
-        put('        left = tl.where(member[None, :] == tl.argmax(left, 1)[:, None], float("-inf"), left)')
-        put('    total = tl.where(group < GROUPS, total, float("-inf"))')
-        put("    kept = tl.zeros([GROUP_TILE], dtype=tl.int32)")
-        put(f"    for _ in tl.static_range({keep}):")
-        put("        hit = group == tl.argmax(total, 0)")
-        put("        kept = tl.where(hit, 1, kept)")
-        put('        total = tl.where(hit, float("-inf"), total)')
-        put(f'    score = tl.where(kept[:, None] > 0, score, tl.where(real, {dropped}, float("-inf")))')
-    put("    score = tl.reshape(score, [GROUP_TILE * EACH_TILE])")
-    put("    p = tl.reshape(p, [GROUP_TILE * EACH_TILE])")
-    put("    number = tl.reshape(number, [GROUP_TILE * EACH_TILE])")
-    put("    place = tl.arange(0, GROUP_TILE * EACH_TILE)")
+        put("        best = tl.max(left, 1)")
+        put("        total += score_of(best)")
+        put("        left = tl.where(left == best[:, None], LOWEST, left)")
+        put("    totals = tl.where(group < GROUPS, packed(total, group), LOWEST)")
+        put("    before = tl.sum((totals[None, :] > totals[:, None]).to(tl.int32), 1)")
+        dropped = 'float("-inf")' if op.dropped == float("-inf") else repr(op.dropped)
+        put(f"    dropped = packed(tl.full([GROUP_TILE, EACH_TILE], {dropped}, tl.float32), number)")
+        put(f"    key = tl.where(real & (before >= {keep})[:, None], dropped, key)")
     put("    rank = tl.arange(0, TOP_TILE)")
     put("    chosen = tl.zeros([TOP_TILE], dtype=tl.int32)")
-    put("    weight = tl.zeros([TOP_TILE], dtype=tl.float32)")
     put("    for i in tl.static_range(TOP_K):")
-    put("        hit = place == tl.argmax(score, 0)")
-    put("        chosen = tl.where(rank == i, tl.sum(tl.where(hit, number, 0), 0), chosen)")
-    put("        weight = tl.where(rank == i, tl.sum(tl.where(hit, p, 0.0), 0), weight)")
-    put('        score = tl.where(hit, float("-inf"), score)')
+    put("        best = tl.max(tl.max(key, 0), 0)")
+    put("        chosen = tl.where(rank == i, place_of(best), chosen)")
+    put("        key = tl.where(key == best, LOWEST, key)")
+    put("    x = tl.zeros([TOP_TILE], dtype=tl.float32)")
+    put("    for part in tl.range(parts, loop_unroll_factor=8):")
+    put("        at = (part * rows + row) * (GROUPS * EACH) + chosen")
+    put("        x += tl.load(logits + at, mask=rank < TOP_K, other=0.0).to(tl.float32)")
+    if rounded:
+        put(f"    x = x{rounded}")
+    if op.score == "sigmoid":
+        put("    weight = tl.where(rank < TOP_K, 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634)), 0.0)")
+    else:
+        put("    weight = tl.where(rank < TOP_K, tl.exp2((x - largest) * 1.4426950408889634) / whole, 0.0)")
     if op.normalize:
         put(f"    weight = weight / (tl.sum(weight, 0) + {op.eps!r})")
     scaled = "weight" if op.factor == 1.0 else f"weight * {op.factor!r}"
     put("    tl.store(experts + row * TOP_K + rank, chosen, mask=rank < TOP_K)")
     put(f"    tl.store(weights + row * TOP_K + rank, ({scaled}).to(weights.dtype.element_ty), mask=rank < TOP_K)")
-    return "\n".join(lines)
+    return f"{_PACKING}\n\n\n" + "\n".join(lines)
+
+
+_PACKING = '''LOWEST = tl.constexpr(-(1 << 63))
+"""Below every score."""
+
+
+@triton.jit
+def packed(score, place):
+    """One number that is larger for a larger score, and for a lower place among equal scores: one maximum finds both."""
+    bits = score.to(tl.int32, bitcast=True)
+    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (bits.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)
+
+
+@triton.jit
+def score_of(key):
+    bits = (key >> 32).to(tl.int32)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def place_of(key):
+    return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)'''

@@ -141,6 +141,7 @@ class Launch(Op):
     """Runs a kernel of the module.
 
     `buffers` numbers the arena's buffer that each result lives in (-1: in place, or the caller's), `scratch` those of the workspaces.
+    `beside`: it may run beside the launches that follow, up to the first that reads what it made.
     """
 
     arguments: tuple[Value, ...] = operands()
@@ -148,6 +149,7 @@ class Launch(Op):
     out: tuple[Type, ...] = attr()
     buffers: tuple[int, ...] = attr(default=())
     scratch: tuple[int, ...] = attr(default=())
+    beside: bool = attr(default=False)
     effect: ClassVar[Effect] = Effect.WRITES_STATE
     takes_scaled: ClassVar[bool] = True
     levels: ClassVar[frozenset[Level]] = frozenset({Level.KERNEL})

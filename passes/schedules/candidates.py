@@ -74,8 +74,8 @@ def _dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     return products.dense(body, rows, target)
 
 
-def _grouped(body: Block, _: Rows, target: Target) -> list[Candidate]:
-    return products.grouped(body, target)
+def _grouped(body: Block, rows: Rows, target: Target) -> list[Candidate]:
+    return products.grouped(body, rows, target)
 
 
 def _linear_attention(body: Block, _: Rows, target: Target) -> list[Candidate]:

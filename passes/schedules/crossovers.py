@@ -66,7 +66,7 @@ def crossovers(functions: Iterable[Function], target: Target) -> list[Crossover]
             continue
         key = (op.name, op.inputs()[0].type, weight.type, op.result.type)
         if key not in known:
-            known[key] = price(_alone(op), target)
+            known[key] = price(_alone(op), (1, 0), target)
         regime.append(known[key])
     # In the order of what depends on them, most first.
     found = _of_products("dense products", dense)

@@ -20,47 +20,47 @@ TENSOR_CORE_ROWS = 16
 MAKING = 0.6e-6
 """Seconds by which a GPU's product of one row takes longer when it makes its left operand itself.
 
-H200: a norm and 2048 -> 8192 16.7 us (apart 18.6), a norm and SwiGLU of 5120 20.6 (22.6), a gate and 2048 -> 2048 11.1 (12.5).
+H100: a gate and 2048 -> 2048 5.4 us, of which reading the weight at the rate of a copy takes 2.8 and a launch 1.8.
 """
+
+ONE_ROW = "it is for one row: with each further one all of the weight is read once more"
 
 
 def dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     """Candidates of a product with a weight, which may have row work in front of its left operand."""
     front, product = parted(body)
     if front is None:
-        return alone(body, target)
+        return alone(body, rows, target)
     if target.backend == "triton":
-        return [fronted(body, rows, target)]
+        made = gemv(body, rows, target)
+        return [replace(made, seconds=made.seconds + sympy.Float(MAKING), illegal=before_product(body) or made.illegal)]
     # What it saves is a launch; eager PyTorch saves none. TVM keeps the left operand in memory, which stays in the cache.
     launches = 1 if target.backend == "torch" else 0
     flops, moved = flops_of(front), region_bytes(front)
     row_work = roofline(target, flops, moved, rate=target.vector_rate, bandwidth=0.8, launches=launches)
-    return [replace(c, seconds=c.seconds + row_work) for c in alone(product, target)]
+    return [replace(c, seconds=c.seconds + row_work) for c in alone(product, rows, target)]
 
 
-def fronted(body: Block, rows: Rows, target: Target) -> Candidate:
-    """A GPU's product that makes its left operand itself, in every program again."""
-    _, product = parted(body)
-    illegal = before_product(body)
-    if rows[1] != 1:
-        illegal = illegal or "it is for one row: with each further one all of the weight is read once more"
-    seconds = roofline(target, flops_of(product), region_bytes(body), rate=0.8 * target.matrix_rate, bandwidth=0.85)
-    return Candidate("triton.matmul_fronted", seconds + sympy.Float(MAKING), illegal)
+def gemv(body: Block, rows: Rows, target: Target) -> Candidate:
+    """A GPU's product of one row, or of rows that have an expert each."""
+    seconds = roofline(target, flops_of(body), touched_bytes(body), rate=0.3 * target.vector_rate)
+    return Candidate("triton.gemv", seconds, "" if rows[1] == 1 else ONE_ROW)
 
 
-def alone(body: Block, target: Target) -> list[Candidate]:
+def alone(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     """Candidates of a product with nothing in front."""
     flops, moved = flops_of(body), region_bytes(body)
     if target.backend == "triton":
         seconds = roofline(target, flops, moved, rate=0.8 * target.matrix_rate, bandwidth=0.85)
-        return [Candidate("triton.matmul", seconds, limit=TENSOR_CORE_ROWS)]
+        tiled = Candidate("triton.matmul", seconds, limit=TENSOR_CORE_ROWS)
+        return [gemv(body, rows, target), tiled] if rows[1] == 1 else [tiled]
     if target.backend == "torch":
         return [Candidate("torch.eager", roofline(target, flops, moved, rate=target.matrix_rate))]
     # 150 MB of weights: one row at a time 52 GB/s, but the weight again for each row; tiles of 8 rows 30 GB/s, and the full rate.
     # Their crossover, 512 -> 2048, 36 weights in turn, on a busy machine: alike for one row, tiles faster from 2 rows on, as predicted.
-    rows = next(op.result.shape[0] for op in body.ops if isinstance(op, MatMul))
-    once = sympy.sympify(moved).subs(rows, 1)
-    single = rows * once / sympy.Float(target.bandwidth) + target.launch
+    count = next(op.result.shape[0] for op in body.ops if isinstance(op, MatMul))
+    once = sympy.sympify(moved).subs(count, 1)
+    single = count * once / sympy.Float(target.bandwidth) + target.launch
     tiled = roofline(target, flops, moved, rate=target.matrix_rate, bandwidth=0.6)
     block = _block(body)
     return [
@@ -69,13 +69,13 @@ def alone(body: Block, target: Target) -> list[Candidate]:
     ]
 
 
-def grouped(body: Block, target: Target) -> list[Candidate]:
+def grouped(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     """Candidates of an expert product."""
     flops, moved = flops_of(body), touched_bytes(body)
     if target.backend == "triton":
-        return [
-            Candidate("triton.grouped", roofline(target, flops, moved, rate=0.6 * target.matrix_rate, bandwidth=0.8))
-        ]
+        seconds = roofline(target, flops, moved, rate=0.6 * target.matrix_rate, bandwidth=0.8)
+        tiled = Candidate("triton.grouped", seconds)
+        return [gemv(body, rows, target), tiled] if rows[1] == 1 else [tiled]
     if target.backend == "torch":
         return [Candidate("torch.eager", roofline(target, flops, moved, rate=0.3 * target.matrix_rate, launches=64))]
     # 18 or 36 weights in turn, 4 experts for each token, both products together. 32 experts, 512 -> 48: 1 token takes 10.9 us row by row

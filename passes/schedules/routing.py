@@ -11,7 +11,7 @@ from ringc.ir.symbols import Dim, ceildiv
 from ringc.ir.types import DType, TensorType
 
 SORT_BLOCK = 512
-"""Rows that one program ranks: the rows of a decode step take one launch, and 8192 tokens with 8 experts each keep 128 programs busy."""
+"""Rows that one program counts: 8192 tokens with 8 experts each keep 128 programs busy."""
 
 ROUTE_ROWS = 4096
 """Rows of partial logits: as many parts as fit are made of a product with few rows, to read the router's weight with all processors."""
