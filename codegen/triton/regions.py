@@ -88,15 +88,6 @@ def ranges(extent: int, cuts: Cuts) -> list[tuple[int, list[tuple[int, int]]]]:
     return found
 
 
-@dataclass(frozen=True)
-class Held:
-    """A reduction of more than `widest` elements runs in chunks of `chunk`, of which `stages` are on their way (0: Triton's default)."""
-
-    widest: int = WIDEST
-    chunk: int = CHUNK
-    stages: int = 0
-
-
 @dataclass
 class Seen:
     """What writing a body showed of it, for the choice of its configuration.
@@ -120,7 +111,6 @@ class Reader:
         given: values that the kernel has in registers, as blocks that every index reads.
         cuttable: whether axes that the reader makes may be cut. Where they may not, a concatenation reads each of its parts at a place that
             the part has, and chooses.
-        held: how a row's elements are held at once when they are reduced.
     """
 
     def __init__(
@@ -128,13 +118,11 @@ class Reader:
         tiles: Tiles,
         cuts: Cuts,
         given: Mapping[Value, Tile] | None = None,
-        held: Held = Held(),
         *,
         cuttable: bool = True,
     ) -> None:
         self.tiles = tiles
         self.cuts = cuts
-        self.held = held
         self.given = dict(given or {})
         self.cuttable = cuttable
         self.seen = Seen()
@@ -335,17 +323,6 @@ class Reader:
             total = t.tile(t.apply("div", total, number(float(int(op.extent)))))
         return total
 
-    def ride(self, op: Reduction, at: Sequence[Index], along: Axis, outer: Scope) -> Tile:
-        """Inside of a loop that runs over a whole row anyway, collect for a reduction; `outer` is what the loop stands in."""
-        identity = _IDENTITY[op.combine][0 if op.x.type.dtype.is_float else 1]
-        part = self._part(op, self.tiles.tile(self.read(op.x, at)), frozenset((along,)), identity)
-        return self._accumulate(op, outer, part, frozenset(), identity)
-
-    def arrive(self, op: Reduction, collected: Tile, along: Axis, at: Sequence[Index]) -> None:
-        """Behind the loop: what `ride` collected is the reduction's value at an index."""
-        total = self._total(op, {frozenset((along,)): collected})
-        self.tiles.scopes[-1].values[op.result, tuple(at)] = self._name(op, total)
-
     def pieces(self, extent: Dim, used: set[int | None]) -> list[Piece]:
         """The parts of an axis to reduce over, each in tile axes that nothing else uses, or in a loop."""
         if not isinstance(extent, int):
@@ -361,8 +338,8 @@ class Reader:
                     loop = Loop(axis, f"for {name} in tl.static_range({extent}):")
                     return [Piece(Index(((axis, 1),)), (axis,), loop)]
                 raise NeedsAxis
-            if len(axes) == 1 and axes[0][0] > self.held.widest and not self.has(free[-1], axes[0][0]):
-                loop = chunks(t, free[-1], axes[0][0], self.held)
+            if len(axes) == 1 and axes[0][0] > WIDEST and not self.has(free[-1], axes[0][0]):
+                loop = chunks(t, free[-1], axes[0][0])
                 found.append(Piece(Index(((loop.axis, 1),), low), (loop.axis,), loop))
                 used.add(free[-1])
                 continue
@@ -424,16 +401,15 @@ class Reader:
         return t.bind(Tile(text, left), _HINTS.get(op.name, op.name))
 
 
-def chunks(t: Tiles, slot: int, extent: int, held: Held = Held()) -> Loop:
+def chunks(t: Tiles, slot: int, extent: int) -> Loop:
     """The values `0 .. extent-1` along a tile axis, a chunk in each round of a loop."""
-    name, start, chunk = t.names.fresh("c"), t.names.fresh("start"), held.chunk
+    name, start, chunk = t.names.fresh("c"), t.names.fresh("start"), CHUNK
     inside = t.names.fresh(f"{name}_in") if extent % chunk else ""
     first = [f"{name} = {start} + {t.place(slot, f'tl.arange(0, {chunk})')}"]
     if inside:
         first.append(f"{inside} = {name} < {extent}")
     axis = Axis(name, 0, extent - 1, slot=slot, block=chunk, inside=inside)
-    stages = f", num_stages={held.stages}" if held.stages else ""
-    return Loop(axis, f"for {start} in tl.range(0, {extent}, {chunk}{stages}):", tuple(first))
+    return Loop(axis, f"for {start} in tl.range(0, {extent}, {chunk}):", tuple(first))
 
 
 def viewed(value: Value) -> Value | None:

@@ -267,7 +267,7 @@ def main() -> None:
     }
     for function, (front, product) in pairs.items():
         sizes = one | {"N": 1}
-        row(f"{function} T=1", "ringc matmul_fronted", partial(ours, function, "triton.matmul_fronted", sizes))
+        row(f"{function} T=1", "ringc gemv", partial(ours, function, "triton.gemv", sizes))
         apart = partial(both, (front, "triton.row"), (product, "triton.matmul"), sizes)
         row(f"{function} T=1", "ringc row, then matmul", apart)
     for n in (1, 16):

@@ -1,0 +1,136 @@
+"""Launches beside the critical path: which they are, and that memory allows any order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ringc.codegen.program import emit_program
+from ringc.ir.core import Function, Op
+from ringc.ir.ops.call import Launch
+from ringc.ir.ops.shape import Reshape
+from ringc.ir.text_parse import parse_module
+from ringc.ir.text_print import print_module
+from ringc.passes.framework import PassManager
+from ringc.passes.memory import joins, storage_of
+from ringc.passes.pipeline import default_pipeline, parse_pipeline
+from ringc.passes.target import target
+from tests.passes.support_model import Program, inputs_of, tiny_spec
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program(tiny_spec(), default_pipeline(), "sm_90")
+
+
+@pytest.mark.parametrize("entry", ["prefill.long", "decode.one", "decode.many"])
+def test_what_runs_beside_means_the_same(program: Program, entry: str) -> None:
+    name = entry.partition(".")[0]
+    inputs = inputs_of(program, name, seed=3)
+    for a, b in zip(program.run_graph(name, inputs), program.run_lowered(entry, inputs), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+def test_the_shared_expert_runs_beside_routing(program: Program) -> None:
+    layer = program.lowered.functions["decode.few.linear_moe"]
+    marked = [op for op in layer.body.ops if isinstance(op, Launch) and op.beside]
+    families = [program.lowered.functions[op.kernel].notes["family"] for op in marked]
+    assert families == ["matmul", "matmul"]
+    (end,) = set(joins(layer.body).values())
+    between = layer.body.ops[layer.body.ops.index(marked[-1]) + 1 : end]
+    launched = [program.lowered.functions[op.kernel].notes["family"] for op in between if isinstance(op, Launch)]
+    assert launched == ["route", "sort", "grouped", "grouped"]
+
+
+def touched(op: Launch) -> tuple[set[int], set[int]]:
+    """Buffers that a launch reads, and those that it writes."""
+    return {b for v in op.inputs() for b in places_of(storage_of(v).op, storage_of(v).index)}, {
+        b for b in (*op.buffers, *op.scratch) if b >= 0
+    }
+
+
+def places_of(op: Op | None, index: int) -> list[int]:
+    buffers = getattr(op, "buffers", ())
+    return [buffers[index]] if buffers and buffers[index] >= 0 else []
+
+
+def functions(program: Program) -> list[Function]:
+    return [f for f in program.lowered.functions.values() if joins(f.body)]
+
+
+def test_what_runs_beside_shares_no_memory_with_what_runs_then(program: Program) -> None:
+    checked = 0
+    for function in functions(program):
+        ops = function.body.ops
+        for op, end in joins(function.body).items():
+            assert isinstance(op, Launch)
+            reads, writes = touched(op)
+            for other in ops[ops.index(op) + 1 : end]:
+                if not isinstance(other, Launch) or other.beside:
+                    continue
+                others = touched(other)
+                assert not writes & (others[0] | others[1]), f"{op} writes what {other} touches"
+                assert not reads & others[1], f"{other} writes what {op} reads"
+                checked += 1
+    assert checked > 20
+
+
+def test_nothing_is_read_before_it_has_joined(program: Program) -> None:
+    for function in functions(program):
+        ops = function.body.ops
+        ends = joins(function.body)
+        for op, end in ends.items():
+            readers = [u for r in op.results for u in r.users() if not isinstance(u, Reshape) and u not in ends]
+            assert all(ops.index(u) >= end for u in readers)
+
+
+def test_the_host_program_says_so(program: Program) -> None:
+    text = emit_program(program.lowered, "sm_90")
+    assert text.count("with rt.beside():") == text.count("rt.join()\n") >= 8
+
+
+def test_a_cpu_s_program_has_none() -> None:
+    lowered = Program(tiny_spec(), default_pipeline()).lowered
+    assert not any(joins(f.body) for f in lowered.functions.values())
+
+
+SECONDS = 'with {family = "row", seconds = "%s"}'
+LINE = f"""module @m level kernel
+symbol N >= 1
+
+func @f(%x: f32[N, 8]) {{
+  %a = launch([%x]) {{kernel = "short", out = [f32[N, 8]]}}
+  %b = launch([%a]) {{kernel = "short", out = [f32[N, 8]]}}
+  %c = launch([%x]) {{kernel = "long", out = [f32[N, 8]]}}
+  %d = launch([%b, %c]) {{kernel = "join", out = [f32[N, 8]]}}
+  return %d
+}}
+
+func @short(%x: f32[N, 8]) {SECONDS % "1.0e-6"} {{
+  %y = neg(%x)
+  return %y
+}}
+
+func @long(%x: f32[N, 8]) {SECONDS % "9.0e-6"} {{
+  %y = abs(%x)
+  return %y
+}}
+
+func @join(%x: f32[N, 8], %z: f32[N, 8]) {SECONDS % "1.0e-6"} {{
+  %y = add(%x, %z)
+  return %y
+}}
+"""
+
+
+@pytest.mark.parametrize(("text", "beside"), [(LINE, ["a", "b"]), (LINE.replace("9.0e-6", "1.0e-6"), ["c"])])
+def test_what_takes_longest_is_the_line_that_others_run_beside(text: str, beside: list[str]) -> None:
+    module = parse_module(text)
+    PassManager(parse_pipeline("beside,memory")).run(module, target("sm_90"))
+    ops = module.functions["f"].body.ops
+    assert [op.result.name for op in ops if isinstance(op, Launch) and op.beside] == beside
+    assert ops[0].result.name == beside[0]
+    assert (
+        parse_module(print_module(module)).functions["f"].body.structural_hash()
+        == module.functions["f"].body.structural_hash()
+    )
