@@ -135,7 +135,7 @@ class Cache:
             self._lengths[slot] += count
 
     def pretend(self, length: int) -> None:
-        """Count as if every slot held `length` tokens, none of which was computed: for measurements, whose time no number depends on.
+        """Count as if every slot held `length` tokens, none of them computed: for measurements, whose time isn't the numbers'.
 
         What the slots hold stays as it is; `draw` makes numbers that look like it.
 

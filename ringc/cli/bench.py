@@ -49,7 +49,7 @@ def bench(
 ) -> None:
     """Measure how fast an artifact runs here, kernel by kernel, beside the least that its bytes and FLOPs need.
 
-    What sequences have before the new tokens is made up: no time depends on it.
+    What sequences have before the new tokens is made up of random numbers, as are the tokens.
     """
     for path, what in ((json, "--json"), (png, "--png")):
         if path is not None:
