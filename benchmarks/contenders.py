@@ -19,10 +19,10 @@ from torch import Tensor
 
 from benchmarks.common import WORK, timed
 from benchmarks.cpu_reference import BATCH, CHECKED, CONTEXT, PROMPT, TOLERANCE, Reference, read_reference, weights_of
-from benchmarks.peers.torch_moe import MOE_FORMS, MoeForm, why_not
 from ringc.errors import RingcError
 from ringc.model_defs import load_spec
 from ringc.model_defs.spec import Spec
+from ringc.runtime.peer.experts import MOE_FORMS, MoeForm, why_not
 
 JOBS = {
     "decode-1": "decode, batch 1",
@@ -95,7 +95,7 @@ class _Torch:
     """PyTorch; caches for decoding are filled eagerly, so that nothing is compiled that isn't measured."""
 
     def __init__(self, spec: Spec, contender: Contender) -> None:
-        from benchmarks.peers.torch_model import TorchModel
+        from ringc.runtime.peer.model import TorchModel
 
         assert contender.form is not None
         weights = weights_of(spec)

@@ -47,9 +47,9 @@ from benchmarks.cpu_reference import (
     reference_file,
     touched_bytes,
 )
-from benchmarks.peers.torch_moe import MOE_FORMS
 from ringc.model_defs import load_spec
 from ringc.model_defs.spec import Spec
+from ringc.runtime.peer.experts import MOE_FORMS
 
 GOALS = {"decode-1": (2.5, 3.5), f"decode-{BATCH}": (2.0, 3.0), f"prefill-{PROMPT}": (1.2, 1.5)}
 """Job -> how many times faster than the fastest peer ringc must be, and should be."""
@@ -277,7 +277,7 @@ def helper(task: str, preset: str) -> Any:
 def serve_helper(task: str, preset: str) -> None:
     """Be such a process: the machine's rates, or the reference."""
     if task == "rates":
-        from benchmarks.machine_rates import product_rate, read_bandwidth
+        from ringc.runtime.rates import product_rate, read_bandwidth
 
         print(json.dumps({"bandwidth": read_bandwidth(), "product": product_rate()}))
     else:

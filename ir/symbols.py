@@ -82,6 +82,12 @@ def ceildiv(a: Dim, b: Dim) -> Dim:
     return mul(-1, floordiv(mul(-1, a), b))
 
 
+@lru_cache(maxsize=65536)
+def least(a: Dim, b: Dim) -> Dim:
+    """min(a, b)"""
+    return _as_dim(sympy.Min(a, b))
+
+
 def product(dims: Iterable[Dim]) -> Dim:
     """The number of elements of a shape."""
     return reduce(mul, dims, 1)

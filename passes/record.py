@@ -21,15 +21,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ringc.errors import Place, RecordError, reason
-from ringc.json_file import read_json
+from ringc.errors import Place, RecordError
+from ringc.json_file import read_json, write_whole
 
 FORMAT_VERSION = 1
 
@@ -122,22 +120,7 @@ class Record:
         Raises:
             RecordError: it can't be written.
         """
-        temporary: Path | None = None
-        try:
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.writing-", dir=path.parent)
-            temporary = Path(name)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-                handle.write(self.text())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-            temporary = None
-        except OSError as error:
-            raise RecordError(
-                f"the tuning record can't be written: {reason(error)}", place=Place(path), help="choose another with -o"
-            ) from error
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+        write_whole(path, self.text().encode(), "the tuning record", RecordError, "choose another with -o")
 
 
 def sizes_text(sizes: Sizes) -> str:

@@ -1,8 +1,10 @@
-"""JSON files from outside, read with errors that say where. Imports errors alone, so that every layer may use it."""
+"""JSON files, read with errors that say where, and files written whole or not at all. Imports errors alone, for every layer's use."""
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +31,32 @@ def read_json(path: Path, what: str, wrong: type[RingcError], help: str) -> tupl
         raise wrong(f"{what} is no JSON: {error.msg.lower()}", place=place, help=help) from error
     except (OSError, ValueError, RecursionError) as error:
         raise wrong(f"{what} can't be read: {reason(error)}", place=Place(path), help=help) from error
+
+
+def write_whole(path: Path, data: bytes, what: str, wrong: type[RingcError], help: str) -> None:
+    """Write a file beside its name and rename it: there is the old one or the new one, whole.
+
+    Args:
+        path: the file.
+        data: what it shall hold.
+        what: it is, for messages: "the tuning record".
+        wrong: the class of error to raise.
+        help: the remedy.
+
+    Raises:
+        RingcError: of the class `wrong`: it can't be written.
+    """
+    temporary: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.writing-", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise wrong(f"{what} can't be written: {reason(error)}", place=Place(path), help=help) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

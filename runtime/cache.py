@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -133,11 +134,34 @@ class Cache:
         for slot, count in zip(slots, more, strict=True):
             self._lengths[slot] += count
 
+    def pretend(self, length: int) -> None:
+        """Count as if every slot held `length` tokens, none of them computed: for measurements, whose time isn't the numbers'.
+
+        What the slots hold stays as it is; `draw` makes numbers that look like it.
+
+        Raises:
+            RunError: the length is negative, or more than a slot holds.
+        """
+        if not 0 <= length <= self.max_len:
+            raise RunError(f"no slot holds {length} tokens", help=f"a slot of this cache holds 0 .. {self.max_len}")
+        self._lengths = [length] * self.batch_size
+
+    def draw(self, seed: int) -> None:
+        """Fill all pools with standard normal numbers, for measurements: normed keys and values have that size, and no logit is NaN."""
+        for name, state in self.states.items():
+            draw_state(name, state, seed)
+
     def keep(self, key: Key, bound: Bound) -> None:
         """Keep a bound program for the next call of these sizes."""
         self.bound[key] = bound
         while len(self.bound) > KEPT:
             self.bound.popitem(last=False)
+
+
+def draw_state(name: str, state: torch.Tensor, seed: int) -> None:
+    """Fill a pool in place with standard normal numbers that follow from its name and the seed, on one kind of device."""
+    generator = torch.Generator(state.device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    state.normal_(generator=generator)
 
 
 def _shape(dims: Sequence[int | str], max_len: int) -> tuple[int, ...]:

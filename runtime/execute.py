@@ -57,13 +57,14 @@ class Arena:
 
 
 class Step(NamedTuple):
-    """One step of a bound program: a kernel's name, "copy" or "join", and what runs it.
+    """One step of a bound program: a kernel's name, "copy" or "join", what runs it, and the keys of the prepared weights that it reads.
 
     `beside`: it may run beside the steps that follow, up to the next "join".
     """
 
     kernel: str
     run: Callable[[], Any]
+    weights: tuple[str, ...] = ()
     beside: bool = False
 
 
@@ -99,6 +100,7 @@ class Binder:
         self.high = 0
         self._record_routing = record_routing
         self._weights = weights
+        self._keys = {tensor.data_ptr(): key for key, tensor in weights.items()}
         self._kernels = kernels
         self._wanted: dict[str, list[Shape]] = {}
         self._sizes = asdict(sizes)
@@ -146,7 +148,7 @@ class Binder:
         if self._memory is None:
             self._check(kernel, given)
         else:
-            self.steps.append(Step(kernel, self._kernels.bind(kernel, given), self._beside))
+            self.steps.append(Step(kernel, self._kernels.bind(kernel, given), self._read(given), self._beside))
             if self._record_routing:
                 for taken in self._kernels.experts(kernel, given):
                     self.experts.append(torch.empty_like(taken))
@@ -171,7 +173,7 @@ class Binder:
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Record a copy."""
         if self._memory is not None:
-            self.steps.append(Step("copy", lambda: target.copy_(source), self._beside))
+            self.steps.append(Step("copy", lambda: target.copy_(source), self._read([source]), self._beside))
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -184,6 +186,11 @@ class Binder:
         """What follows needs what was launched beside."""
         if self._memory is not None:
             self.steps.append(Step("join", _nothing))
+
+    def _read(self, tensors: Sequence[torch.Tensor]) -> tuple[str, ...]:
+        """The keys of those tensors that are weights."""
+        keys = (self._keys.get(tensor.data_ptr()) for tensor in tensors if tensor.numel())
+        return tuple(key for key in keys if key is not None)
 
     def _take(self, size: int) -> int:
         start = self._top

@@ -297,6 +297,11 @@ class Model(torch.nn.Module):
         """Bytes that the weights take as they are kept."""
         return sum(w.numel() * w.element_size() for w in self._prepared.values())
 
+    @property
+    def intermediate_bytes(self) -> int:
+        """Bytes of the block in which the intermediate results of all programs lie."""
+        return self._arena.memory.numel()
+
     # -- running
 
     @torch.no_grad()
@@ -304,9 +309,7 @@ class Model(torch.nn.Module):
         """Bind the entry point for these sizes, unless it is, and replay it."""
         rows = inputs.get("rows", inputs["ids"])
         key = Key(entry, len(inputs["ids"]), len(inputs["slots"]), len(rows), bool(self._recordings))
-        bound = cache.bound.pop(key, None)
-        if bound is None or bound.generation != self._arena.generation:
-            bound = self._bind(key, cache)
+        bound = self.bound(key, cache)
         bound.inputs.write(inputs)
         bound.run()
         for calls in self._recordings:
@@ -315,6 +318,16 @@ class Model(torch.nn.Module):
             return bound.logits
         cache.keep(key, bound)
         return bound.logits.clone()
+
+    def bound(self, key: Key, cache: Cache) -> Bound:
+        """The program of these sizes, bound to a cache: the one that the cache keeps, which gives it up, or else a new one.
+
+        `prefill` and `decode` write its inputs, run it and put it back with `cache.keep`.
+        """
+        bound = cache.bound.pop(key, None)
+        if bound is None or bound.generation != self._arena.generation:
+            bound = self._bind(key, cache)
+        return bound
 
     def _bind(self, key: Key, cache: Cache) -> Bound:
         entry, tokens, batch, rows, record_routing = key

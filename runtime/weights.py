@@ -182,6 +182,62 @@ def _check_fits(preparation: Preparation, device: torch.device, narrow: torch.dt
     check_memory(needed + room, device, what, remedy)
 
 
+class PublishedTensors(Mapping[str, torch.Tensor]):
+    """The published tensors of a model by name, each made or read when it is asked for: for who needs them as they are published.
+
+    Args:
+        prepare: the manifest's map.
+        weights: where they come from.
+        device: where they go.
+        ignored: parts of names of tensors in a checkpoint that are no parameters.
+
+    Raises:
+        CheckpointError: a tensor is missing or superfluous, or a file can't be read.
+    """
+
+    def __init__(
+        self,
+        prepare: Mapping[str, Mapping[str, Any]],
+        weights: Weights,
+        device: torch.device,
+        ignored: Sequence[str] = (),
+    ) -> None:
+        self._preparation = Preparation(prepare)
+        self._device = device
+        self._given = weights if isinstance(weights, Mapping) else {}
+        self._files: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        self._seed = _seed(str(weights)) if not isinstance(weights, Mapping) else None
+        if isinstance(weights, Mapping):
+            _check_names(weights, self._preparation, ignored, None)
+        elif self._seed is None:
+            self._files = {name: file for file, listed in _shards(Path(weights)).items() for name in listed}
+            _check_names(self._files, self._preparation, ignored, Place(Path(weights)))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        part = self._preparation.parts[name][0]
+        if self._seed is not None:
+            return random_parameter(name, part.shape, self._seed, self._device)
+        if name in self._given:
+            return self._given[name].to(self._device)
+        file = self._files[name]
+        if file not in self._open:
+            self._open[file] = _opened(file)
+        tensor: torch.Tensor = self._open[file].get_tensor(name)
+        return tensor.to(self._device)
+
+    @property
+    def elements(self) -> int:
+        """Elements of all of them."""
+        return sum(math.prod(shape) for shape in self._preparation.shapes().values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._preparation.parts)
+
+    def __len__(self) -> int:
+        return len(self._preparation.parts)
+
+
 _Tensors = Iterator[tuple[str, torch.Tensor, Place | None]]
 
 
@@ -190,19 +246,26 @@ def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str
     if isinstance(weights, Mapping):
         _check_names(weights, preparation, ignored, None)
         return ((name, weights[name], None) for name in preparation.parts)
-    text = str(weights)
-    if text.startswith("random:"):
-        seed = text.removeprefix("random:")
-        if not seed.isdecimal() or len(seed) > 18:
-            raise UsageError(
-                f"'{text}' names no random weights", help="write random:0, or any other number for another draw"
-            )
+    seed = _seed(str(weights))
+    if seed is not None:
         shapes = preparation.shapes()
-        return ((name, random_parameter(name, shape, int(seed), device), None) for name, shape in shapes.items())
+        return ((name, random_parameter(name, shape, seed, device), None) for name, shape in shapes.items())
     files = _shards(Path(weights))
     names = {name: file for file, listed in files.items() for name in listed}
     _check_names(names, preparation, ignored, Place(Path(weights)))
     return _read_shards(files, preparation)
+
+
+def _seed(weights: str) -> int | None:
+    """The seed of `random:SEED`; None of anything else."""
+    if not weights.startswith("random:"):
+        return None
+    seed = weights.removeprefix("random:")
+    if not seed.isdecimal() or len(seed) > 18:
+        raise UsageError(
+            f"'{weights}' names no random weights", help="write random:0, or any other number for another draw"
+        )
+    return int(seed)
 
 
 def _check_names(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ringc.ir.core import Block, Value
 from ringc.ir.ops.index import Gather
+from ringc.ir.ops.products import SegmentMatMul
 from ringc.ir.ops.shape import Reshape, Slice
 from ringc.ir.symbols import Dim, add, mul
 from ringc.ir.types import StateType
 
 
 def region_bytes(body: Block) -> Dim:
-    """Each argument and output once; of what is gathered or cut from, the part taken; of a pool, what its operations say."""
+    """Each argument and output once; of a table, a wide tensor or experts' weights, the part taken; of a pool, what its operations say."""
     total: Dim = 0
     for arg in body.args:
         if not isinstance(arg.type, StateType):
@@ -31,7 +32,9 @@ def region_bytes(body: Block) -> Dim:
 
 
 def _taken(value: Value) -> Dim:
-    """The bytes of a value that its users read: of a table the rows gathered, of a wide product the columns cut out, else all."""
+    """The bytes of a value that its users read: of a table the rows gathered, of a wide product the columns cut out, of a weight for
+    each segment those of segments that can have rows, else all.
+    """
     users = value.users()
     total: Dim = 0
     for user in users:
@@ -39,6 +42,8 @@ def _taken(value: Value) -> Dim:
             total = add(total, user.result.type.bytes)
         elif isinstance(user, Slice | Reshape):
             total = add(total, _taken(user.result))
+        elif isinstance(user, SegmentMatMul) and user.w is value:
+            total = add(total, user.weight_bytes())
         else:
             return value.type.bytes
     # Cuts that overlap are read once; a value that only leaves the region is counted there.

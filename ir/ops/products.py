@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ringc.ir.core import Env, Op, Value, attr, operand, operation
-from ringc.ir.symbols import Dim, mul, product
+from ringc.ir.symbols import Dim, add, floordiv, least, mul, product
 from ringc.ir.types import DType, TensorType, Type
 
 if TYPE_CHECKING:
@@ -73,6 +73,15 @@ class SegmentMatMul(Op):
 
     def flops(self) -> Dim:
         return mul(2, product((self.x.shape[0], *self.w.shape[1:])))
+
+    def bytes(self) -> Dim:
+        """Rows in and out once, and the weights of as many segments as the rows can lie in."""
+        return add(add(super().bytes(), mul(-1, self.w.type.bytes)), self.weight_bytes())
+
+    def weight_bytes(self) -> Dim:
+        """Bytes of the weights of all segments that can have rows, an upper bound: how many have some is data."""
+        segments = self.w.shape[0]
+        return mul(least(self.x.shape[0], segments), floordiv(self.w.type.bytes, segments))
 
     def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:
         x, w, offsets = _widened(inputs[0]), _widened(inputs[1]), inputs[2]

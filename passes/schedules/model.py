@@ -45,7 +45,7 @@ def tokens_of(rows: Rows) -> int:
     return (rows[1] // 2 or 1) if rows[1] else max(512, rows[0])
 
 
-def at(seconds: sympy.Expr, sizes: Mapping[str, int]) -> float:
+def at(seconds: sympy.Expr, sizes: Mapping[str, float]) -> float:
     """Predicted seconds for these sizes.
 
     Raises:

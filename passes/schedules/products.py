@@ -97,12 +97,13 @@ def _block(body: Block) -> int:
 
 
 def touched_bytes(body: Block) -> Dim:
-    """The bytes that a region moves, of the experts' weights only those that its rows can touch."""
+    """The bytes that a region moves, of the experts' weights as many as its rows touch on average."""
     moved = region_bytes(body)
     for op in body.ops:
         if isinstance(op, SegmentMatMul):
             # Rows choose independently: an expert is left out by all of them with probability (1 - 1/E)^rows.
-            moved -= op.w.type.bytes * sympy.exp(-op.x.shape[0] / sympy.Integer(op.w.shape[0]))
+            touched = 1 - sympy.exp(-op.x.shape[0] / sympy.Integer(op.w.shape[0]))
+            moved += op.w.type.bytes * touched - op.weight_bytes()
     return moved
 
 

@@ -13,6 +13,7 @@ import typer
 
 from ringc import __version__
 from ringc.cli import (
+    bench,
     cache,
     check,
     compile_,
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("compile")(compile_.compile_spec)
 app.command("tune")(tune.tune)
 app.command("run")(run.run)
+app.command("bench")(bench.bench)
 app.command("inspect")(inspect_.inspect_artifact)
 app.command("check")(check.check)
 app.command("explain")(explain.explain)

@@ -11,9 +11,9 @@ from benchmarks.common import Times, table, write_section
 from benchmarks.cpu import middle_half, ratios_by_turn, verdict_of
 from benchmarks.cpu_reference import prefill_flops, touched_bytes
 from benchmarks.linear_attention import lengths_around, measured_crossover
-from benchmarks.peers.torch_model import decays, linear_prefill
 from ringc.model_defs import load_spec
 from ringc.model_defs.parameters import active_parameter_count, parameter_count
+from ringc.runtime.peer.linear import decays, linear_prefill
 from tests.reference.ring_linear import linear_attention_recurrent
 
 
@@ -84,7 +84,7 @@ def test_a_section_of_the_page_is_replaced(tmp_path):
         write_section("y", "", page)
 
 
-@pytest.mark.parametrize("tokens", [1, 64, 65, 200])
+@pytest.mark.parametrize("tokens", [1, 64, 65, 200, 4100])
 def test_the_peers_blocks_are_the_recurrence(tokens, generator):
     q, k, v = (torch.randn(1, tokens, 3, 16, generator=generator) for _ in range(3))
     state = torch.randn(1, 3, 16, 16, generator=generator)

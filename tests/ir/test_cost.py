@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ringc.ir.core import OPS, Op
-from ringc.ir.symbols import Dim, add, ceildiv, mul, symbol
+from ringc.ir.symbols import Dim, add, ceildiv, least, mul, symbol
 from ringc.ir.text_parse import parse_module
 
 N, B, P, S = (symbol(n) for n in "NBPS")
@@ -67,7 +67,8 @@ COSTS: list[tuple[str, Dim, Dim]] = [
     ("sort_by_key(%i) {num_keys = 4}", 0, n(12, 20)),
     ("matmul(%h, %w) {transpose_b = true}", n(2 * 8 * 16), n(16 + 32, 16 * 8 * 2)),
     ("matmul(%h, %w) {transpose_b = true, out = f32}", n(2 * 8 * 16), n(16 + 64, 16 * 8 * 2)),
-    ("segment_matmul(%e, %we, %o5)", n(2 * 8 * 16), n(16 + 32, 4 * 16 * 8 * 2 + 20)),
+    # the weights of segments that can have rows
+    ("segment_matmul(%e, %we, %o5)", n(2 * 8 * 16), n(16 + 32, add(mul(16 * 8 * 2, least(N, 4)), 20))),
     ("state_read(%st, %s)", 0, mul(2 * STATE * 4 + 4, B)),
     ("state_write(%st, %s, %c)", 0, mul(2 * STATE * 4 + 4, B)),
     ("state_append(%k, %i, %i, %rows)", 0, n(2 * 2 * 16 * 2 + 2 * 4)),
@@ -97,6 +98,9 @@ COSTS: list[tuple[str, Dim, Dim]] = [
      n(8), n(16 + 4 + 16)),
     ('fused([%t, %i]) {family = "row"} ^(%t: bf16[1000, 8], %i: i32[N]) { %a = gather(%t, %i) %c = exp(%t) return %a, %c }',
      8000, n(16 + 4, 2 * 16000)),
+    (('fused([%e, %we, %we, %o5]) {family = "grouped"} ^(%e: bf16[N / 4, 8], %w: bf16[4, 16, 8], %u: bf16[4, 16, 8], %o: i32[5]) {\n'
+     "%a = segment_matmul(%e, %w, %o) %c = segment_matmul(%e, %u, %o) %d = mul(%a, %c) return %d }"), n(4 * 8 * 16 + 16),
+     n(16 + 32, add(mul(2 * 16 * 8 * 2, least(N, 4)), 20))),
     (('fused([%st, %s]) {family = "row"} ^(%t: state<f32[P; 4, 16, 32]>, %s: i32[B]) {\n'
      "%a = state_read(%t, %s) %c = exp(%a) %d = state_write(%t, %s, %c) return %d }"), mul(STATE, B), mul(2 * STATE * 4 + 4, B)),
     (('fused([%q, %q, %v, %sl, %st, %s, %o]) {family = "linear_attention"} ^(%q: bf16[N / B, 4, 16], %k: bf16[N / B, 4, 16], '

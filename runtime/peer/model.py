@@ -1,8 +1,9 @@
-"""A model of the Ring-linear family as one writes it in PyTorch for a CPU: fp32, caches made once, products merged, no kernel of its own.
+"""A model of the Ring-linear family as one writes it in PyTorch: caches made once, products merged, no kernel of its own.
 
-Works eagerly and under torch.compile. Everything is done that costs no more than care: q, k and v (and gate and up) in one product, the
-q/k norm and the rotation of all heads at once, linear attention in blocks of matrix products for prompts and as a recurrence in place for
-decoding, PyTorch's fused softmax attention, decay tables made once for a length, logits of last tokens alone.
+Works eagerly and under torch.compile, in fp32 on a CPU and in bf16 on a GPU. Everything is done that costs no more than care: q, k and v
+(and gate and up) in one product, the q/k norm and the rotation of all heads at once, linear attention by fla or in blocks of matrix
+products for prompts and as a recurrence in place for decoding, PyTorch's fused softmax attention, decay tables made once for a length,
+logits of last tokens alone. In bf16 the router, rotation, norms' sums and linear attention's states are f32.
 
 All sequences of a batch have the same length. Tensors are `[B, T, ...]`; H heads, Hk key/value heads, D their size.
 """
@@ -11,17 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers.torch_moe import FORMS, MoeForm, route
-from ringc.model_defs.spec import Spec
+from ringc.runtime.peer.experts import FORMS, MoeForm, route
+from ringc.runtime.peer.linear import Decays, decays, fla, fla_prefill, linear_prefill
 
-CHUNK = 64
-"""Tokens of a block of linear attention."""
+if TYPE_CHECKING:
+    from ringc.model_defs.spec import Spec
 
 State = tuple[Tensor, ...]
 """A linear layer's (S [B, H, D, D],) or a softmax layer's keys and values, each [B, Hk, S, D]."""
@@ -40,57 +41,6 @@ class Cache:
         """Count as if `length` tokens were held: softmax layers forget, linear layers' states stay."""
         self.length = length
         self.position.fill_(length)
-
-
-@dataclass(frozen=True)
-class Decays:
-    """Powers of a layer's decays that a prompt of one length needs, the scale of the queries included.
-
-    Attributes:
-        within: [H, 1, C, C], from token j to token i of a block, 0 for j > i.
-        from_state: [H, 1, C, 1], from the block's beginning to token i.
-        to_end: [H, n, C, 1], from token j to its block's end.
-        carry: [H, n + 1, n + 1], from the first state and the blocks' own parts to the states before each block and after the last.
-    """
-
-    within: Tensor
-    from_state: Tensor
-    to_end: Tensor
-    carry: Tensor
-
-
-def decays(slopes: Tensor, tokens: int, scale: float) -> Decays:
-    """The tables for slopes [H] and a prompt of `tokens` tokens, the last block of which may be short."""
-    blocks = -(-tokens // CHUNK)
-    s = slopes.double()[:, None, None]
-    j = torch.arange(CHUNK)
-    starts = (torch.arange(blocks + 1) * CHUNK).clamp(max=tokens)
-    ends = starts[1:]
-    within = torch.exp(-s * (j[:, None] - j[None, :]).clamp(min=0)).tril() * scale
-    from_state = torch.exp(-s * (j[:, None] + 1)) * scale
-    to_end = torch.exp(-s * ((ends - starts[:-1])[:, None] - 1 - j).clamp(min=0))
-    between = torch.exp(-s * (starts[:, None] - ends[None, :]).clamp(min=0)).tril(-1)
-    carry = torch.cat([torch.exp(-s * starts[:, None]), between], -1)
-    tables = (within[:, None], from_state[:, None], to_end[..., None], carry)
-    return Decays(*(t.float().contiguous() for t in tables))
-
-
-def linear_prefill(q: Tensor, k: Tensor, v: Tensor, state: Tensor, table: Decays) -> tuple[Tensor, Tensor]:
-    """Linear attention in blocks: q, k, v [B, T, H, D] and S [B, H, D, D] -> o [B, T, H, D], S."""
-    batch, tokens, heads, dim = q.shape
-    blocks = table.to_end.shape[1]
-
-    def cut(x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, 0, 0, blocks * CHUNK - tokens)) if blocks * CHUNK > tokens else x
-        return x.view(batch, blocks, CHUNK, heads, dim).permute(0, 3, 1, 2, 4).contiguous()
-
-    q, k, v = cut(q), cut(k), cut(v)
-    o = ((q @ k.transpose(-1, -2)) * table.within) @ v
-    parts = (k * table.to_end).transpose(-1, -2) @ v
-    states = table.carry @ torch.cat([state[:, :, None], parts], 2).flatten(-2)
-    states = states.view(*states.shape[:-1], dim, dim)
-    o = o + (q * table.from_state) @ states[:, :, :-1]
-    return o.permute(0, 2, 3, 1, 4).reshape(batch, blocks * CHUNK, heads, dim)[:, :tokens], states[:, :, -1]
 
 
 class Layer(nn.Module):
@@ -112,7 +62,7 @@ class Layer(nn.Module):
     experts_gate_up: Tensor
     experts_down: Tensor
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Tensor], index: int, form: MoeForm) -> None:
+    def __init__(self, spec: Spec, weights: Mapping[str, Tensor], index: int, form: MoeForm, like: Tensor) -> None:
         super().__init__()
         self.spec, self.form = spec, form
         self.linear = spec.layer_kind(index) == "linear"
@@ -121,8 +71,8 @@ class Layer(nn.Module):
         self.tables: dict[int, Decays] = {}
         under = f"model.layers.{index}."
 
-        def keep(name: str, *sources: str) -> None:
-            self.register_buffer(name, torch.cat([weights[under + s].float() for s in sources]).contiguous())
+        def keep(name: str, *sources: str, dtype: torch.dtype = like.dtype) -> None:
+            self.register_buffer(name, torch.cat([weights[under + s].to(like.device, dtype) for s in sources]))
 
         keep("attention_norm", "input_layernorm.weight")
         keep("mlp_norm", "post_attention_layernorm.weight")
@@ -131,17 +81,17 @@ class Layer(nn.Module):
         if spec.qk_norm:
             heads = torch.cat(
                 [
-                    weights[f"{under}attention.query_layernorm.weight"].float().expand(spec.heads, -1),
-                    weights[f"{under}attention.key_layernorm.weight"].float().expand(self.kv_heads, -1),
+                    weights[f"{under}attention.query_layernorm.weight"].expand(spec.heads, -1),
+                    weights[f"{under}attention.key_layernorm.weight"].expand(self.kv_heads, -1),
                 ]
             )
-            self.register_buffer("qk_norm", heads.contiguous())
+            self.register_buffer("qk_norm", heads.to(like))
         if self.linear:
             assert spec.linear is not None
             keep("linear_norm", "attention.g_norm.weight")
             if spec.linear.gate == "sigmoid":
                 keep("linear_gate", "attention.g_proj.weight")
-            slopes = torch.tensor(spec.slopes(index))
+            slopes = torch.tensor(spec.slopes(index), device=like.device)
             self.register_buffer("slopes", slopes)
             self.register_buffer("decay", torch.exp(-slopes)[:, None, None])
         if not self.moe:
@@ -149,16 +99,21 @@ class Layer(nn.Module):
             keep("down", "mlp.down_proj.weight")
             return
         assert spec.moe is not None
-        keep("router", "mlp.gate.weight")
+        keep("router", "mlp.gate.weight", dtype=torch.float32 if spec.moe.router.dtype == "fp32" else like.dtype)
         if spec.moe.router.bias:
-            keep("router_bias", "mlp.gate.expert_bias")
+            keep("router_bias", "mlp.gate.expert_bias", dtype=torch.float32)
         if spec.moe.total_shared_width:
             keep("gate_up", "mlp.shared_experts.gate_proj.weight", "mlp.shared_experts.up_proj.weight")
             keep("down", "mlp.shared_experts.down_proj.weight")
-        of_each = [f"{under}mlp.experts.{e}." for e in range(spec.moe.experts)]
-        joined = [torch.cat([weights[f"{e}gate_proj.weight"], weights[f"{e}up_proj.weight"]]) for e in of_each]
-        self.register_buffer("experts_gate_up", torch.stack(joined).float())
-        self.register_buffer("experts_down", torch.stack([weights[f"{e}down_proj.weight"] for e in of_each]).float())
+        # One after the other into their places: of a large model there is no room for a second copy.
+        experts, width = spec.moe.experts, spec.moe.width
+        self.register_buffer("experts_gate_up", like.new_empty(experts, 2 * width, spec.hidden))
+        self.register_buffer("experts_down", like.new_empty(experts, spec.hidden, width))
+        for e in range(experts):
+            own = f"{under}mlp.experts.{e}."
+            self.experts_gate_up[e, :width] = weights[f"{own}gate_proj.weight"]
+            self.experts_gate_up[e, width:] = weights[f"{own}up_proj.weight"]
+            self.experts_down[e] = weights[f"{own}down_proj.weight"]
 
     def projected(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, T, H, D], k and v [B, T, Hk, D] of normed x [B, T, h]: normed and rotated, all heads of q and k at once."""
@@ -179,6 +134,7 @@ class Layer(nn.Module):
             a, b = turning[..., 0::2], turning[..., 1::2]
             turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
             qk = torch.cat((turned, rest), -1)
+        qk = qk.to(v.dtype)  # cos and sin are f32
         return qk[..., : spec.heads, :], qk[..., spec.heads :, :], v
 
     def finished(self, x: Tensor, o: Tensor) -> Tensor:
@@ -189,7 +145,7 @@ class Layer(nn.Module):
         y = F.rms_norm(grouped, grouped.shape[-1:], None, spec.norm_eps).flatten(-2) * self.linear_norm
         if spec.linear.gate == "sigmoid":
             y = y * torch.sigmoid(F.linear(x, self.linear_gate))
-        return F.linear(y, self.out)
+        return F.linear(y.to(x.dtype), self.out)
 
     def mlp(self, x: Tensor) -> Tensor:
         """The dense MLP, or routed and shared experts, of normed x [B, T, h]."""
@@ -213,7 +169,10 @@ class Layer(nn.Module):
         tokens = x.shape[1]
         if self.linear:
             (s,) = state
-            o, new = linear_prefill(q, k, v, s, self.tables[tokens])
+            if tokens in self.tables:
+                o, new = linear_prefill(q, k, v, s, self.tables[tokens])
+            else:
+                o, new = fla_prefill(q, k, v, s, self.slopes)
             s.copy_(new)
             y = self.finished(y, o)
         else:
@@ -224,7 +183,7 @@ class Layer(nn.Module):
             mask = None
             if start:
                 k, v = keys[:, :, : start + tokens], values[:, :, : start + tokens]
-                mask = torch.ones(tokens, start + tokens, dtype=torch.bool).tril(start)
+                mask = torch.ones(tokens, start + tokens, dtype=torch.bool, device=x.device).tril(start)
             o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0, enable_gqa=True)
             y = F.linear(o.transpose(1, 2).flatten(-2), self.out)
         x = x + y
@@ -237,6 +196,7 @@ class Layer(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if self.linear:
             (s,) = state
+            q, k, v = (t.to(s.dtype) for t in (q, k, v))
             s.mul_(self.decay).addcmul_(k.transpose(-1, -2), v)
             o = (q * self.spec.head_dim**-0.5) @ s
             y = self.finished(y, o.transpose(1, 2))
@@ -246,7 +206,7 @@ class Layer(nn.Module):
             if length is None:
                 keys.index_copy_(2, position, k)
                 values.index_copy_(2, position, v)
-                mask = (torch.arange(keys.shape[2]) <= position)[None]
+                mask = (torch.arange(keys.shape[2], device=x.device) <= position)[None]
             else:
                 keys[:, :, length : length + 1] = k
                 values[:, :, length : length + 1] = v
@@ -263,9 +223,10 @@ class TorchModel(nn.Module):
     """The model of a spec, from tensors by published name.
 
     Args:
-        spec: the architecture; its precision choices are all fp32 here.
-        weights: by published name.
+        spec: the architecture. Where it rounds between operations is the model's own choice.
+        weights: by published name; each is asked for once.
         moe: how experts are run.
+        dtype, device: of its weights and activations.
 
     Raises:
         ValueError: the spec quantizes products.
@@ -277,25 +238,39 @@ class TorchModel(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Tensor], moe: MoeForm = "grouped_mm") -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        weights: Mapping[str, Tensor],
+        moe: MoeForm = "grouped_mm",
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
         if spec.fp8 is not None:
-            raise ValueError(f"{spec.name} has FP8 products; this model is fp32")
+            raise ValueError(f"{spec.name} has FP8 products, and this model none")
         self.spec = spec
-        self.register_buffer("embedding", weights["model.word_embeddings.weight"].float())
-        self.register_buffer("norm", weights["model.norm.weight"].float())
-        self.register_buffer("head", self.embedding if spec.head.tied else weights["lm_head.weight"].float())
-        self.layers = nn.ModuleList(Layer(spec, weights, i, moe) for i in range(spec.layers.count))
-        self.register_buffer("cos", torch.empty(0))
-        self.register_buffer("sin", torch.empty(0))
+        like = torch.empty(0, dtype=dtype, device=device)
+        self.register_buffer("embedding", weights["model.word_embeddings.weight"].to(like))
+        self.register_buffer("norm", weights["model.norm.weight"].to(like))
+        self.register_buffer("head", self.embedding if spec.head.tied else weights["lm_head.weight"].to(like))
+        self.layers = nn.ModuleList(Layer(spec, weights, i, moe, like) for i in range(spec.layers.count))
+        self.register_buffer("cos", torch.empty(0, device=device))
+        self.register_buffer("sin", torch.empty(0, device=device))
         self.compiled = False
         self._prefill: Callable[..., Tensor] = self._prefill_step
         self._decode: Callable[..., Tensor] = self._decode_step
 
+    @property
+    def uses_fla(self) -> bool:
+        """Whether prompts go through fla's kernel."""
+        return self.embedding.is_cuda and fla() is not None
+
     def compile_steps(self, mode: str | None = None, options: dict[str, Any] | None = None) -> None:
-        """Put torch.compile around a prefill and a decoding step, each one graph, for the sizes that they meet."""
+        """Put torch.compile around a prefill and a decoding step, each one graph (but for fla's part), for the sizes that they meet."""
         self.compiled = True
-        how: dict[str, Any] = {"fullgraph": True, "dynamic": False, "mode": mode, "options": options}
+        how: dict[str, Any] = {"fullgraph": not self.uses_fla, "dynamic": False, "mode": mode, "options": options}
         self._prefill = torch.compile(self._prefill_step, **how)
         self._decode = torch.compile(self._decode_step, **how)
 
@@ -305,16 +280,18 @@ class TorchModel(nn.Module):
         spec, D = self.spec, self.spec.head_dim
         if len(self.cos) < max_len:
             angles = torch.arange(max_len)[:, None].double() * torch.tensor(spec.rope.frequencies).double()
-            self.cos = (angles.cos() * spec.rope.amplitude).float()
-            self.sin = (angles.sin() * spec.rope.amplitude).float()
+            self.cos = (angles.cos() * spec.rope.amplitude).to(self.cos)
+            self.sin = (angles.sin() * spec.rope.amplitude).to(self.sin)
+        like = self.embedding
+        wide = torch.float32 if spec.linear is None or spec.linear.state_dtype == "fp32" else like.dtype
         layers: list[State] = []
         for i in range(spec.layers.count):
             if spec.layer_kind(i) == "linear":
-                layers.append((torch.zeros(batch, spec.heads, D, D),))
+                layers.append((like.new_zeros((batch, spec.heads, D, D), dtype=wide),))
             else:
                 shape = batch, spec.kv_heads(i), max_len, D
-                layers.append((torch.zeros(shape), torch.zeros(shape)))
-        return Cache(layers, 0, torch.zeros(1, dtype=torch.int64))
+                layers.append((like.new_zeros(shape), like.new_zeros(shape)))
+        return Cache(layers, 0, torch.zeros(1, dtype=torch.int64, device=like.device))
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, cache: Cache) -> Tensor:
@@ -322,7 +299,7 @@ class TorchModel(nn.Module):
         tokens = ids.shape[1]
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            if layer.linear and tokens not in layer.tables:
+            if layer.linear and tokens not in layer.tables and not self.uses_fla:
                 layer.tables[tokens] = decays(layer.slopes, tokens, self.spec.head_dim**-0.5)
         logits = self._prefill(ids, cache.layers, cache.length)
         cache.rewind(cache.length + tokens)
@@ -334,6 +311,14 @@ class TorchModel(nn.Module):
         logits = self._decode(ids, cache.layers, cache.position, None if self.compiled else cache.length)
         cache.rewind(cache.length + 1)
         return logits
+
+    @torch.inference_mode()
+    def decode_again(self, ids: Tensor, cache: Cache) -> Tensor:
+        """As `decode`, but the cache counts no token: what is measured again and again, or captured in a CUDA graph.
+
+        Keys and values are read up to the cache's length, as the host knows it, and not whole behind a mask.
+        """
+        return self._decode(ids, cache.layers, cache.position, cache.length)
 
     def _prefill_step(self, ids: Tensor, states: list[State], start: int) -> Tensor:
         x = F.embedding(ids, self.embedding)
@@ -353,4 +338,4 @@ class TorchModel(nn.Module):
         return self._logits(x[:, -1])
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(F.rms_norm(x, x.shape[-1:], self.norm, self.spec.norm_eps), self.head)
+        return F.linear(F.rms_norm(x, x.shape[-1:], self.norm, self.spec.norm_eps), self.head).float()

@@ -7,7 +7,7 @@ A form takes x [N, h], expert ids and weights [N, k], `gate_up` [E, 2 w, h] (gat
   operation and not as a break in its graph.
 * `bmm`: the matrices of every token's experts gathered, one batched product. Right for a few tokens; torch.compile fuses the gather.
 * `grouped_mm`: tokens sorted by expert, PyTorch's grouped product. On a CPU that is a loop in C++, for fp32 too. torch.compile checks its
-  arguments as if for a GPU, so that it is given to it as an operation of its own.
+  arguments as if for a GPU, so that it is given to it as an operation of its own. On a GPU it is a kernel for bf16.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def route(moe: Moe, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Expert ids and their weights, both [N, k], of x [N, h]."""
-    logits = F.linear(x, weight)
+    """Expert ids and their weights, both [N, k], of x [N, h]; the scores are computed in f32, the product in the type of its weight."""
+    logits = F.linear(x.to(weight.dtype), weight).float()
     scores = logits.sigmoid() if moe.router.score == "sigmoid" else logits.softmax(-1)
     biased = scores if bias is None else scores + bias
     groups = moe.groups
@@ -43,7 +43,7 @@ def route(moe: Moe, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Ten
     weights = scores.gather(-1, ids)
     if moe.router.normalize:
         weights = weights / (weights.sum(-1, keepdim=True) + moe.router.eps)
-    return ids, weights * moe.router.scale
+    return ids, (weights * moe.router.scale).to(x.dtype)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -113,18 +113,24 @@ def grouped_mm(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: T
     every = torch.arange(len(gate_up), device=ids.device)
     ends = torch.searchsorted(experts, every, right=True, out_int32=True)
     made = product(_swiglu(product(x[token], gate_up, ends)), down, ends)
+    if x.is_cuda:
+        # Adding rows up in place would take turns at them, and round every sum to bf16.
+        return (made[order.argsort()].view(*ids.shape, -1) * weights[..., None]).sum(1)
     return torch.zeros_like(x).index_add_(0, token, made * weights.flatten()[order, None])
 
 
 FORMS: dict[MoeForm, Experts] = {"loop": loop, "bmm": bmm, "grouped_mm": grouped_mm}
 
 
-def why_not(form: MoeForm) -> str:
-    """Why a form can't run here in fp32, or nothing if it can."""
+def why_not(form: MoeForm, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """Why a form can't run here in this type, or nothing if it can."""
     if form != "grouped_mm":
         return ""
+    x, ends = torch.ones(2, 16, dtype=dtype, device=device), torch.tensor([1, 2], dtype=torch.int32, device=device)
     try:
-        _product(torch.ones(2, 16), torch.ones(2, 16, 16), torch.tensor([1, 2], dtype=torch.int32))
+        _product(x, x.new_ones(2, 16, 16), ends)
     except (AttributeError, NotImplementedError, RuntimeError) as error:
-        return f"grouped_mm doesn't run on the CPU in fp32 in torch {torch.__version__}: {str(error).splitlines()[0]}"
+        name = {"cpu": "the CPU", "cuda": "this GPU"}[device]
+        kind = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+        return f"grouped_mm doesn't run on {name} in {kind} in torch {torch.__version__}: {str(error).splitlines()[0]}"
     return ""

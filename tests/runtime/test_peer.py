@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 import torch
 
-from benchmarks.peers.torch_model import TorchModel
-from benchmarks.peers.torch_moe import MOE_FORMS, why_not
 from ringc.model_defs import load_spec
+from ringc.runtime.peer.experts import MOE_FORMS, why_not
+from ringc.runtime.peer.model import TorchModel
 from tests.reference.ring_linear import forward
 from tests.runtime.models import reference_config, reference_weights
 

@@ -1,1 +1,0 @@
-"""What ringc is compared with: the same models as they are written without it."""
