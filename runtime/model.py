@@ -201,7 +201,7 @@ class Model(torch.nn.Module):
 
             decoder = model.decoder(cache, 8)
             logits = model.prefill(prompt, cache, slots=[3])
-            first = decoder.enter(0, 3, logits, Sampling(temperature=0.7), seed=1)  # from now on slot 3's sequence is in row 0
+            first = decoder.enter(0, 3, logits, ringc.Sampling(temperature=0.7), seed=1)  # slot 3's sequence, in row 0
             tokens = decoder.step()  # int32 [8] on the device, -1 in empty rows
             decoder.leave(0)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ringc.errors import RunError
-from ringc.runtime.threshold import LISTED, index_at, keys_of, reached, reached_in_list, weights_of
+from ringc.runtime.threshold import BINS, LISTED, index_at, keys_of, reached, reached_in_list, weights_of
 
 _LEAST = float(torch.finfo(torch.float32).tiny)
 """Temperatures between 0 and this are this one: they mean the same."""
@@ -120,7 +120,7 @@ def draw(logits: torch.Tensor, rows: Parameters, uniforms: torch.Tensor | None, 
     largest = logits.argmax(-1)
     if kind is Kind.GREEDY or uniforms is None:
         return largest
-    many = max(1, GROUP // logits.shape[1])
+    many = max(1, GROUP // max(logits.shape[1], BINS))
     drawn = [
         _drawn(logits[i : i + many], Parameters(*(p[i : i + many] for p in rows)), uniforms[i : i + many], kind)
         for i in range(0, len(logits), many)

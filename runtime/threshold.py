@@ -18,6 +18,9 @@ LISTED = 1024
 _DIGITS = ((21, 11), (10, 11), (0, 10))
 """Shifts and numbers of bits in which a key is found."""
 
+BINS = 1 << 11
+"""Most bins of a row's histogram."""
+
 
 def keys_of(logits: torch.Tensor) -> torch.Tensor:
     """Integers that are ordered as the logits are, equal where they are equal: float32 [B, V] -> int32 [B, V]."""
