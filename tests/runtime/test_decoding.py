@@ -72,6 +72,8 @@ class TestRows:
         decoder = tiny.decoder(cache, 3)
         assert decoder.step().tolist() == [-1, -1, -1]
         assert decoder.slots == [-1, -1, -1]
+        assert not decoder._ids.any()
+        assert not decoder._positions.any()  # or they would end up behind the tables of positions
         assert not any(state.any() for state in cache.states.values())
 
     def test_lengths_are_counted_and_freed_slots_start_anew(self, tiny: Model) -> None:

@@ -44,6 +44,12 @@ def test_top_p_keeps_the_least_set_of_that_probability(top_p: float, kept: set[i
     assert set(found.nonzero()[:, 0].tolist()) == kept
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.5 + 1e-13, 2), (0.75, 3), (0.75 + 1e-13, 4)])
+def test_top_p_is_exact_where_logits_are_equal(top_p: float, kept: int) -> None:
+    found = drawn([0.0] * (4 if top_p > 0.6 else 2), Sampling(1.0, top_p=top_p))
+    assert found.nonzero()[:, 0].tolist() == list(range(kept))
+
+
 def test_top_p_counts_within_top_k() -> None:
     """Of 0.4, 0.3, 0.2, 0.1 the first two have 0.7, and 0.4 is more than half of that: in all it would be less."""
     logits = torch.tensor([0.3, 0.4, 0.1, 0.2]).log().tolist()
@@ -102,7 +108,7 @@ def token_by_sorting(logits: torch.Tensor, sampling: Sampling, u: float) -> int:
 
 
 @pytest.mark.parametrize("size", [1, 7, 513, 157184])
-@pytest.mark.parametrize("step", [None, 0.5])
+@pytest.mark.parametrize("step", [None, 0.5, 100.0])
 def test_every_kind_draws_what_a_sort_draws(size: int, step: float | None, generator: torch.Generator) -> None:
     """Rows of different samplings in one batch, exactly."""
     samplings = [Sampling(), *LIMITS, Sampling(0.9, top_k=1024, top_p=0.999), Sampling(1e-30, top_p=0.5)]
