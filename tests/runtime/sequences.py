@@ -84,7 +84,7 @@ def together(model: Model, batch: int, steps: int, seed: int) -> list[Sequence]:
                     waiting.append((slot, one))
                 else:
                     cache.free(slot)
-    assert len(everyone) > steps / 25
+    assert len(everyone) > steps / 50
     return everyone
 
 
