@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from ringc import errors
     from ringc.api import compile  # noqa: A004 - as in `re.compile`
     from ringc.runtime.cache import Cache
+    from ringc.runtime.decoding import Decoder
     from ringc.runtime.model import Model, load
+    from ringc.runtime.sample import Sampling
 
 _PLACE_OF = {
     "compile": "ringc.api",
     "load": "ringc.runtime.model",
     "Model": "ringc.runtime.model",
     "Cache": "ringc.runtime.cache",
+    "Decoder": "ringc.runtime.decoding",
+    "Sampling": "ringc.runtime.sample",
 }
 
-__all__ = ["Cache", "Model", "__version__", "compile", "errors", "load"]
+__all__ = ["Cache", "Decoder", "Model", "Sampling", "__version__", "compile", "errors", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,10 @@ from ringc.errors import RunError
 from ringc.runtime.artifact import Artifact, open_artifact
 from ringc.runtime.backends import Kernels, run_file
 from ringc.runtime.cache import Cache, Key
+from ringc.runtime.decoding import Decoder
 from ringc.runtime.execute import FEWER_TOKENS, Arena, Bound, Inputs, Numbers, Sizes, bind
 from ringc.runtime.memory import check_memory
-from ringc.runtime.sample import Sampling, sample
+from ringc.runtime.sample import Sampling
 from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
 
 KEEP_LOGITS = 1 << 26
@@ -195,6 +196,34 @@ class Model(torch.nn.Module):
         cache.advance(places, [1] * batch)
         return made
 
+    def decoder(self, cache: Cache, batch: int, *, history: int = 64) -> Decoder:
+        """Rows that decode together, without the host between steps: on a GPU one CUDA graph a step, drawing included.
+
+            decoder = model.decoder(cache, 8)
+            logits = model.prefill(prompt, cache, slots=[3])
+            first = decoder.enter(0, 3, logits, ringc.Sampling(temperature=0.7), seed=1)  # slot 3's sequence, in row 0
+            tokens = decoder.step()  # int32 [8] on the device, -1 in empty rows
+            decoder.leave(0)
+
+        Sequences enter and leave between steps; nothing is compiled, bound or captured for it. A decoder that is made in a block of
+        `record_routing` adds an entry for each step, of all rows, the empty ones too.
+
+        Args:
+            cache: where the sequences live. A slot must not be freed, filled or decoded by others while a row holds it.
+            batch: number of rows: each step costs as much as if all of them were held.
+            history: of how many steps the tokens are kept.
+
+        Raises:
+            RunError: a size is below 1, or there isn't enough memory.
+        """
+        for name, value in (("batch", batch), ("history", history)):
+            if not isinstance(value, int) or value < 1:
+                raise RunError(f"{name} is {value!r}", help="give an integer of at least 1")
+        records = bool(self._recordings)
+        bound = self._bind(Key("decode", batch, batch, batch, records), cache)
+        # The decoder keeps this function, and with it the weights and the kernels.
+        return Decoder(bound, cache, self._arena, history, lambda: self._recordings, records=records)
+
     def generate(
         self,
         ids: Sequence[int] | torch.Tensor,
@@ -239,31 +268,22 @@ class Model(torch.nn.Module):
         end: int | None,
         progress: Progress,
     ) -> Iterator[int]:
-        generator = torch.Generator(self.device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
         last = self.vocabulary.get("eos") if end == -1 else end
         cache = self.new_cache(1, len(prompt) + count)
         logits = torch.empty(0)
         for start in range(0, len(prompt), PREFILL):
             progress(start, len(prompt))
             logits = self.prefill(prompt[None, start : start + PREFILL], cache)
-        if count > 1:
-            # Loading the kernels of a decode step is part of the wait for the first token, not of the time for each.
-            step = Key("decode", 1, 1, 1, bool(self._recordings))
-            cache.keep(step, self._bind(step, cache))
+        # Loading the kernels of a decode step is part of the wait for the first token, not of the time for each.
+        decoder = self.decoder(cache, 1)
+        token = int(decoder.enter(0, 0, logits, sampling, seed=seed))
         made: list[int] = []
-        for _ in range(count):
-            token = int(sample(logits, sampling, generator))
-            if token == last:
-                return
+        while token != last:
             made.append(token)
             yield token
             if any(made[-len(s) :] == s for s in stop) or len(made) == count:
                 return
-            logits = self.decode(torch.tensor([token]), cache)
+            token = int(decoder.step())
 
     @contextmanager
     def record_routing(self) -> Iterator[Routing]:

@@ -132,7 +132,7 @@ class TestContinuation:
         assert one.allowed == pytest.approx(2 * TOLERANCE["f32"])
 
     def test_the_second_best_is_wrong(self, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("ringc.runtime.model.sample", lambda logits, *_: logits.topk(2).indices[:, 1])
+        monkeypatch.setattr("ringc.runtime.decoding.draw", lambda logits, *_: logits.topk(2).indices[:, 1])
         one = self.row(tiny_folder)
         assert not one.passed
         assert one.error > 10 * one.allowed
@@ -140,7 +140,7 @@ class TestContinuation:
     def test_an_end_that_comes_too_early_is_wrong(self, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model = ringc.load(tiny_folder, "random:0")
         end = torch.tensor([model.vocabulary["eos"]])
-        monkeypatch.setattr("ringc.runtime.model.sample", lambda *_: end)
+        monkeypatch.setattr("ringc.runtime.decoding.draw", lambda *_: end)
         one = self.row(tiny_folder)
         assert one.shape == (1,)
         assert not one.passed
