@@ -16,7 +16,7 @@ from ringc.codegen.kernel import Kernel, Source
 from ringc.errors import RecordError, ToolchainError, UsageError
 from ringc.passes.choices import Choice
 from ringc.passes.record import Entry, Record, load_record
-from ringc.passes.target import target
+from ringc.passes.target import Target, target
 from ringc.runtime import tune
 from ringc.runtime.timing import Timer
 from tests.cli.support import SMALL, Here, contents
@@ -110,8 +110,8 @@ def test_a_wrong_kernel_is_never_recorded(
     old = load_record(tuned[0], "cpu")
     old.save(path)  # from a time when it was right
 
-    def wrong(kernel: Kernel) -> Source:
-        source = emit(kernel)
+    def wrong(kernel: Kernel, target: Target) -> Source:
+        source = emit(kernel, target)
         return replace(source, text=source.text.replace("out=out)", "out=out)\n    out.mul_(1.01)"))
 
     monkeypatch.setattr(tune, "emit", wrong)

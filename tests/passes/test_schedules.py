@@ -325,8 +325,10 @@ def test_on_a_gpu_a_product_makes_one_row_itself() -> None:
     (together,), (norm, product) = bodies(NORMED), bodies(PARTS)
     where, sizes = target("sm_90"), {"N": 1}
     (found,) = candidates("matmul", together, (1, 1), where)
-    assert (found.implementation, found.illegal) == ("triton.matmul_fronted", "")
-    (alone,) = candidates("matmul", product, (1, 1), where)
+    assert (found.implementation, found.illegal) == ("triton.gemv", "")
+    alone, tiled = candidates("matmul", product, (1, 1), where)
+    assert (alone.implementation, tiled.implementation) == ("triton.gemv", "triton.matmul")
+    assert at(alone.seconds, sizes) < at(tiled.seconds, sizes)
     (row,) = candidates("row", norm, (1, 1), where)
     assert at(alone.seconds, sizes) < at(found.seconds, sizes) < at(alone.seconds, sizes) + at(row.seconds, sizes)
     for rows in ((2, 16), (17, 0), (1, 0)):
