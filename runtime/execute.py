@@ -261,7 +261,7 @@ class Bound:
 
     def run(self) -> None:
         if self.graphs is not None and self._runs == 1:
-            self._graph = self.graphs.captured(self._launch_beside)
+            self._graph = self.graphs.captured(self.launch)
         self._runs += 1
         if self._graph is not None:
             self._graph.replay()
@@ -269,14 +269,16 @@ class Bound:
             self.launch()
 
     def launch(self) -> None:
-        """Run its steps one after the other."""
+        """Run its steps: one after the other, or into a graph that is being captured, where some stand beside others."""
+        if self.graphs is not None and torch.cuda.is_current_stream_capturing():
+            self._capture(self.graphs)
+            return
         for step in self.steps:
             step.run()
 
-    def _launch_beside(self) -> None:
+    def _capture(self, graphs: Graphs) -> None:
         """Launch its steps on two streams: those that may run beside others on the second."""
-        assert self.graphs is not None
-        main, second = torch.cuda.current_stream(), self.graphs.second
+        main, second = torch.cuda.current_stream(), graphs.second
         for step, before in zip(self.steps, (None, *self.steps), strict=False):
             if step.beside:
                 if before is None or not before.beside:

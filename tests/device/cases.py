@@ -18,9 +18,11 @@ from ringc.codegen.emit import emit
 from ringc.codegen.inputs import Inputs
 from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.codegen.triton.jit import prepare_jit
-from ringc.ir.core import Env, Function, Value
+from ringc.ir.core import Env, Function, Op, Value
 from ringc.ir.interpret import run_block
+from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.mixers import Attention, LinearAttention
+from ringc.ir.ops.products import SegmentMatMul
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.source import SegmentIds
 from ringc.ir.text_parse import parse_module
@@ -29,9 +31,15 @@ from ringc.passes.schedules.candidates import candidates
 from ringc.passes.target import target
 
 KERNELS = Path(__file__).parent / "data" / "kernels.ring"
-TOKENS = (1, 2, 15, 16, 17, 63, 64, 65, 1000)
-MANY = (2048, 8192)
-"""Beside them, for kernels whose reference doesn't walk through the tokens: large tiles are chosen from here on."""
+TOKENS = (1, 2, 15, 16, 17, 63, 64, 65, 1000, 8192)
+MORE = (2048,)
+"""Beside them, for kernels whose reference doesn't walk through the tokens: other tiles are chosen there."""
+
+CROWDED = (16, 65, 1000)
+"""At these, experts' kernels are checked with all rows at one expert, too; where rows are few, most experts have none anyway."""
+
+QUERIES = 512
+"""Tokens that the reference of softmax attention takes at a time."""
 
 ROWS = ((1, 1), (2, 16), (17, 0))
 """The ranges of row counts that implementations are chosen for. Whatever it was chosen for, a kernel must be right for all `TOKENS`."""
@@ -87,17 +95,28 @@ def build(kernel: Kernel, folder: Path) -> tuple[Callable[..., None], dict[str, 
     """The kernel's `launch`, and all names of its file."""
     prepare_jit(strict=False)
     path = folder / f"{kernel.name}.py"
-    path.write_text(emit(kernel).text)
+    path.write_text(emit(kernel, target("sm_90")).text)
     names = run_source(path)
     return names["launch"], names
 
 
 class DeviceInputs(Inputs):
-    """Inputs whose floating-point numbers are drawn on the GPU; whole numbers from -1 to 1 where `integers_only` is set."""
+    """Inputs whose floating-point numbers are drawn on the GPU.
 
-    def __init__(self, function: Function, sizes: dict[str, int], seed: int, *, integers_only: bool) -> None:
+    Args:
+        function: a kernel's.
+        sizes: values of the symbols.
+        seed: of the draw.
+        integers_only: floating-point numbers are whole, from -1 to 1.
+        one_expert: all rows have the same expert.
+    """
+
+    def __init__(
+        self, function: Function, sizes: dict[str, int], seed: int, *, integers_only: bool, one_expert: bool = False
+    ) -> None:
         super().__init__(function.body, sizes, seed, one_each=False)
         self.integers_only = integers_only
+        self.one_expert = one_expert
         self.device_generator = torch.Generator("cuda").manual_seed(seed)
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
@@ -119,6 +138,14 @@ class DeviceInputs(Inputs):
             factor = 0.0 if bias else 1 / 64 if weight else 1.0
             return (self.normal(self.env.shape(type.shape)) * factor).to(type.dtype.torch)
         return super().numbers(arg, type)
+
+    def role(self, arg: Value, user: Op, count: int) -> torch.Tensor | None:
+        if self.one_expert and isinstance(user, SegmentMatMul) and user.offsets is arg:
+            rows = self.env.size(user.x.shape[0])
+            return torch.cat([torch.zeros(count // 3), torch.full((count - count // 3,), rows)])
+        if self.one_expert and isinstance(user, SortByKey):
+            return torch.full((count,), user.num_keys // 3)
+        return super().role(arg, user, count)
 
     def one(self, arg: Value) -> torch.Tensor:
         return super().one(arg).to("cuda")
@@ -175,10 +202,12 @@ def attention(
         longest = int(here.max()) + 1
         wide = precision or torch.float32
         k, v = (x[slot, :longest].to(wide).repeat_interleave(group, 1) for x in (keys, values))
-        scores = torch.einsum("thd,shd->hts", q[start:stop].to(wide), k) * scale
-        seen = torch.arange(longest, device=q.device)[None, :] <= here[:, None]
-        weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
-        made[start:stop] = torch.einsum("hts,shd->thd", weights, v).to(made.dtype)
+        for first in range(start, stop, QUERIES):
+            some = slice(first, min(first + QUERIES, stop))
+            scores = torch.einsum("thd,shd->hts", q[some].to(wide), k) * scale
+            seen = torch.arange(longest, device=q.device)[None, :] <= positions[some].long()[:, None]
+            weights = scores.masked_fill_(~seen, -math.inf).softmax(-1)
+            made[some] = torch.einsum("hts,shd->thd", weights, v).to(made.dtype)
     return made
 
 
@@ -192,31 +221,42 @@ def results(kernel: Kernel, given: Sequence[torch.Tensor]) -> Iterator[torch.Ten
 def check(case: Case) -> Outcome:
     """Build a case and compare all its results at all sizes, on random and on integer inputs; stops at the first that is wrong."""
     kernel = case.kernel
-    walks = any(isinstance(op, Attention | LinearAttention | Route | SegmentIds) for op in kernel.function.body.ops)
-    tokens = TOKENS if walks else TOKENS + MANY
     worst = {False: 0.0, True: 0.0}
     runs = 0
     with tempfile.TemporaryDirectory() as folder:
         launch, _ = build(kernel, Path(folder))
-        for n in tokens:
-            for sequences in sorted({1, min(n, 6)}):
-                for integers_only in (True, False):
-                    sizes = sizes_of(n, sequences)
-                    inputs = DeviceInputs(kernel.function, sizes, 7 * n + sequences, integers_only=integers_only).all()
-                    given = call_tensors(kernel, inputs, sizes)
-                    launch(*given)
-                    torch.cuda.synchronize()
-                    runs += 1
-                    exact = reference(kernel, inputs, sizes, torch.float64)
-                    plain = reference(kernel, inputs, sizes, None)
-                    for i, (made, want, usual) in enumerate(zip(results(kernel, given), exact, plain, strict=True)):
-                        error, complaint = compare(kernel, made, want, usual, integers_only=integers_only)
-                        worst[integers_only] = max(worst[integers_only], error)
-                        if complaint:
-                            kind = "integer" if integers_only else "random"
-                            said = f"result {i} at N={n}, B={sequences}, {kind} inputs: {complaint}"
-                            return Outcome(runs, worst[False], worst[True], said)
+        for n, sequences, integers_only, one_expert in draws(kernel):
+            sizes = sizes_of(n, sequences)
+            inputs = DeviceInputs(
+                kernel.function, sizes, 7 * n + sequences, integers_only=integers_only, one_expert=one_expert
+            ).all()
+            given = call_tensors(kernel, inputs, sizes)
+            launch(*given)
+            torch.cuda.synchronize()
+            runs += 1
+            exact = reference(kernel, inputs, sizes, torch.float64)
+            plain = reference(kernel, inputs, sizes, None)
+            for i, (made, want, usual) in enumerate(zip(results(kernel, given), exact, plain, strict=True)):
+                error, complaint = compare(kernel, made, want, usual, integers_only=integers_only)
+                worst[integers_only] = max(worst[integers_only], error)
+                if complaint:
+                    kind = ("integer" if integers_only else "random") + (", one expert" if one_expert else "")
+                    said = f"result {i} at N={n}, B={sequences}, {kind} inputs: {complaint}"
+                    return Outcome(runs, worst[False], worst[True], said)
     return Outcome(runs, worst[False], worst[True])
+
+
+def draws(kernel: Kernel) -> Iterator[tuple[int, int, bool, bool]]:
+    """What a kernel is checked at: tokens, sequences, whether numbers are whole, whether all rows have one expert."""
+    ops = kernel.function.body.ops
+    walks = any(isinstance(op, Attention | LinearAttention | Route | SegmentIds) for op in ops)
+    sorts = any(isinstance(op, SegmentMatMul | SortByKey) for op in ops)
+    for n in TOKENS if walks else TOKENS + MORE:
+        for sequences in sorted({1, min(n, 6)}):
+            for integers_only in (True, False):
+                yield n, sequences, integers_only, False
+    for n in CROWDED if sorts else ():
+        yield n, 1, False, True
 
 
 def compare(
