@@ -313,6 +313,11 @@ class Model(torch.nn.Module):
         return {name: preparation.published(self._prepared, name) for name in preparation.parts}
 
     @property
+    def prepared(self) -> Mapping[str, torch.Tensor]:
+        """The weights as they are kept, by the keys of the manifest. Not copies."""
+        return self._prepared
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take as they are kept."""
         return sum(w.numel() * w.element_size() for w in self._prepared.values())

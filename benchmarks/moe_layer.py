@@ -1,0 +1,139 @@
+"""A layer's experts in a decode step on a GPU: everything from the router to the next norm, as it stands in the program, beside a peer.
+
+    RINGC_PEERS=FOLDER python -m benchmarks.moe_layer ARTIFACT [--batches 1,16,64,256] [--write]
+
+What is timed are the launches of one layer of the bound program, in a CUDA graph: routing, sorting, the experts' products, their sum, the
+shared expert beside them, the residual and the next norm. Where RINGC_PEERS names a folder with `sglang_moe.py`, its
+`moe_layer(x, gate, up, down, ids, weights)` is timed on the same weights and the same choice of experts: the experts alone, their rows
+sorted beforehand. Ids of tokens are random, and so is what they choose; the floor is the bytes of the chosen experts' matrices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import ringc
+from benchmarks.common import command_line, table, verdict, write_json, write_section
+from benchmarks.gpu import gpu_line, microseconds
+from ringc.runtime.cache import Key
+from ringc.runtime.execute import Bound
+from ringc.runtime.rates import measured_rates
+
+LAYER = 5
+"""The layer that is timed, counted among those with experts: neither the first nor the last."""
+
+GOALS = {1: (1.5, 2.0), 16: (1.05, 1.15), 64: (1.0, 1.08), 256: (1.0, 1.08)}
+"""By batch: how many times as fast as the peer at least, and what is aimed at."""
+
+
+def layer_steps(bound: Bound, families: Sequence[str], number: int) -> tuple[int, int]:
+    """The steps of a layer's experts: from what runs beside its routing to the first step behind where that has joined.
+
+    Args:
+        bound: a decode program.
+        families: of each step's kernel.
+        number: of the layer, among those with experts.
+    """
+    start = [i for i, family in enumerate(families) if family == "route"][number]
+    end = next(i for i in range(start, len(families)) if bound.steps[i].kernel == "join") + 1
+    while bound.steps[start - 1].beside:
+        start -= 1
+    return start, end
+
+
+def timed(model: ringc.Model, batch: int) -> tuple[float, torch.Tensor]:
+    """Microseconds of a layer's experts for so many tokens, and the experts that they chose, i32 [T, k]."""
+    generator = torch.Generator().manual_seed(batch)
+    ids = torch.randint(model.vocabulary["size"], (batch,), generator=generator).tolist()
+    cache = model.new_cache(batch, 8)
+    kernels = model.artifact.kernels
+    inputs = {"ids": ids, "positions": [0] * batch, "slots": range(batch), "offsets": range(batch + 1)}
+
+    def run_to_layer(*, record: bool) -> tuple[Bound, int, int]:
+        bound = model.bound(Key("decode", batch, batch, batch, record), cache)
+        families = [str(kernels[s.kernel]["family"]) if s.kernel in kernels else "" for s in bound.steps]
+        start, end = layer_steps(bound, families, LAYER)
+        bound.inputs.write(inputs)
+        for step in bound.steps[:end]:
+            step.run()
+        return bound, start, end
+
+    chosen = run_to_layer(record=True)[0].experts[LAYER].clone()
+    bound, start, end = run_to_layer(record=False)
+    part = Bound(bound.inputs, bound.logits, bound.steps[start:end], (), bound.generation, bound.graphs)
+    return microseconds(part.launch), chosen
+
+
+def peer(model: ringc.Model, chosen: torch.Tensor, folder: Path) -> float:
+    """Microseconds of the peer's chain for the same choice, on the layer's weights.
+
+    Raises:
+        ImportError: the folder has no `sglang_moe.py`.
+    """
+    sys.path.insert(0, str(folder))
+    chain = importlib.import_module("sglang_moe").moe_layer
+    keys = [k for k in model.prepared if k.endswith("mlp.experts.all.gate_proj.weight")]
+    gate, up, down = (
+        model.prepared[keys[LAYER].replace("gate_proj", f"{part}_proj")] for part in ("gate", "up", "down")
+    )
+    x = torch.randn(len(chosen), gate.shape[-1], device=gate.device, dtype=gate.dtype)
+    run = chain(x, gate, up, down, chosen, torch.rand(chosen.shape, device=gate.device))
+    return microseconds(run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.moe_layer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--batches", default=",".join(map(str, GOALS)), help="comma-separated numbers of tokens")
+    parser.add_argument("--json", type=Path, help="where the numbers go; build/benchmarks/moe_layer.json if not given")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    given = parser.parse_args()
+
+    peers = os.environ.get("RINGC_PEERS")
+    bandwidth = measured_rates(torch.device("cuda")).bytes_per_second
+    model = ringc.load(given.artifact, "random:0")
+    rows, results = [], []
+    for batch in (int(b) for b in given.batches.split(",")):
+        us, chosen = timed(model, batch)
+        experts = len(chosen.unique())  # type: ignore[no-untyped-call] # torch's
+        matrices = next(w for k, w in model.prepared.items() if k.endswith("experts.all.gate_proj.weight"))
+        floor = experts * 3 * matrices[0].numel() * matrices.element_size() / bandwidth * 1e6
+        theirs = peer(model, chosen, Path(peers)) if peers else None
+        row = [str(batch), str(experts), f"{us:.1f}", f"{us / floor:.2f}"]
+        if theirs is not None:
+            ratio = theirs / us
+            least, aim = GOALS.get(batch, (1.0, 1.0))
+            row += [
+                f"{theirs:.1f}",
+                f"{ratio:.2f}x (at least {least}x: {verdict(ratio, least, higher=True)}, aim {aim}x)",
+            ]
+        rows.append(row)
+        results.append({"batch": batch, "experts": experts, "us": us, "floor": floor, "peer": theirs})
+        print(" | ".join(row), file=sys.stderr, flush=True)
+    header = [
+        "tokens",
+        "experts",
+        "ringc, us",
+        "/ floor",
+        *(["SGLang's experts alone, us", "times as fast"] if peers else []),
+    ]
+    text = f"{gpu_line()} `{command_line('moe_layer')}`\n\n{table(header, rows)}"
+    print(text)
+    print(f"written: {write_json('moe_layer', results, given.json)}", file=sys.stderr)
+    if given.write:
+        write_section("moe_layer", text)
+
+
+if __name__ == "__main__":
+    main()
