@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,9 @@ def _profiled(steps: Sequence[Callable[[], Any]]) -> list[Event]:
 
     sleep: Callable[[int], None] = torch.cuda._sleep
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        # There is one cycle, so that nothing is lost.
+        warnings.filterwarnings("ignore", message=".*clears events at the end of each cycle")
         for step in steps:
             step()
             sleep(1)
