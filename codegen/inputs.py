@@ -48,10 +48,10 @@ def check_sizes(function: Function) -> list[dict[str, int]]:
 
 
 def sizes_for(function: Function, wanted: Mapping[str, int] = REDUCED) -> dict[str, int]:
-    """Sizes that fit a kernel: those wanted, cut to the rows that the kernel may serve."""
+    """Sizes that fit a kernel: those wanted, or as many rows as the kernel serves at most. It is right for fewer than it was chosen for."""
     sizes = dict(wanted)
-    low, high = function.notes.get("rows", (1, 0))
-    sizes["N"] = max(low, min(sizes["N"], high or sizes["N"]))
+    _, high = function.notes.get("rows", (1, 0))
+    sizes["N"] = min(sizes["N"], high or sizes["N"])
     sizes["B"] = sizes["N"] if _decodes(function) else min(sizes["B"], sizes["N"])
     sizes["R"] = min(sizes["R"], sizes["N"])
     sizes["P"] = max(sizes["P"], sizes["B"] + 1)

@@ -83,7 +83,10 @@ class TorchLoader:
         self.device = torch.device("cpu")
 
     def load(self, artifact: Artifact, name: str, entry: Mapping[str, Any]) -> Launcher:
-        launch: Launcher = run_file(artifact, entry["source"], defines=("launch",))["launch"]
+        names = run_file(artifact, entry["source"], defines=("launch",))
+        launch: Launcher = names["launch"]
+        if names.get("READS_HOST", False):
+            launch.reads_host = True  # type: ignore[attr-defined]
         return launch
 
     def bind(self, launch: Launcher, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
@@ -174,6 +177,10 @@ class Kernels:
             return []
         outputs = tensors[len(entry["inputs"]) :][: len(entry["outputs"])]
         return [made for made, type in zip(outputs, entry["outputs"], strict=True) if str(type).startswith("i32")]
+
+    def reads_host(self, name: str) -> bool:
+        """Whether a launch of a kernel reads memory of the host, so that it can't be repeated by a device alone."""
+        return bool(getattr(self[name], "reads_host", False))
 
     def bind(self, name: str, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
         """A launch of a kernel on these tensors."""

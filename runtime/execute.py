@@ -97,6 +97,7 @@ class Binder:
         self.N, self.B, self.R, self.P, self.S = sizes.N, sizes.B, sizes.R, sizes.P, sizes.S
         self.steps: list[Step] = []
         self.experts: list[torch.Tensor] = []
+        self.reads_host = False
         self.high = 0
         self._record_routing = record_routing
         self._weights = weights
@@ -149,6 +150,7 @@ class Binder:
             self._check(kernel, given)
         else:
             self.steps.append(Step(kernel, self._kernels.bind(kernel, given), self._read(given), self._beside))
+            self.reads_host |= self._kernels.reads_host(kernel)
             if self._record_routing:
                 for taken in self._kernels.experts(kernel, given):
                     self.experts.append(torch.empty_like(taken))
@@ -231,6 +233,9 @@ class Inputs:
         self._device = self._host if device.type == "cpu" else self._host.to(device)
         self.tensors = {name: self._device[starts[name] : starts[name] + n] for name, n in counts.items()}
         self._arrays = {name: self._host[starts[name] : starts[name] + n].numpy() for name, n in counts.items()}
+        for name, tensor in self.tensors.items():
+            # For launches that want lengths on the host.
+            tensor.ringc_host = self._arrays[name]  # type: ignore[attr-defined]
 
     def write(self, values: Mapping[str, Numbers]) -> None:
         """Give each input its numbers. Lists of a decode step are written within a microsecond, where a tensor's copy takes several."""
@@ -329,4 +334,5 @@ def bind(
     arena.reserve(measured.high)
     binder = Binder(sizes, weights, kernels, arena.memory, record_routing=record_routing)
     program(binder, *taken, logits)
-    return Bound(inputs, logits, tuple(binder.steps), tuple(binder.experts), arena.generation, arena.graphs)
+    graphs = None if binder.reads_host else arena.graphs
+    return Bound(inputs, logits, tuple(binder.steps), tuple(binder.experts), arena.generation, graphs)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from ringc.ir.core import Function, Module, Value
 from ringc.ir.ops.call import Call
-from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.mixers import Attention, LinearAttention
 from ringc.ir.ops.source import Constant
 from ringc.passes.schedules.candidates import problem_of
 from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
+from ringc.passes.schedules.library import LONG_PROMPT
 from ringc.passes.schedules.linear_attention import Problem, forms, switch_length
 from ringc.passes.schedules.model import Rows, cost_text, tokens_of
 from ringc.passes.target import Target
@@ -55,7 +56,12 @@ def schedule_of(module: Module, entry: Function, target: Target) -> Schedule:
     steepest = problem.steepest if problem else 0.0
     found = tuple(crossovers([f for f, _ in _functions(module, entry)], target))
     limits = cuts(found)
-    versions = _decode(limits) if entry.notes["entry"] == "decode" else _prefill(limits, problem, switch)
+    if entry.notes["entry"] == "decode":
+        versions = list(_decode(limits))
+    else:
+        attends = any(isinstance(op, Attention) for f, _ in _functions(module, entry) for op in f.body.ops)
+        longest = LONG_PROMPT if attends and target.backend == "triton" else 0
+        versions = list(_prefill(limits, problem, switch, longest))
     return Schedule(tuple(versions), costs, switch, steepest, found)
 
 
@@ -71,21 +77,24 @@ def _decode(limits: Sequence[int]) -> Iterator[Version]:
     yield Version("many", "", (low, 0), "recurrent")
 
 
-def _prefill(limits: Sequence[int], problem: Problem | None, switch: int | None) -> Iterator[Version]:
-    """Short prompts up to the last crossover: one of a few tokens is not worth a version."""
+def _prefill(limits: Sequence[int], problem: Problem | None, switch: int | None, longest: int) -> Iterator[Version]:
+    """Short prompts up to the last crossover: one of a few tokens is not worth a version. Those of `longest` tokens have one, if not 0."""
     low = 1
     if limits and limits[-1] > 1:
         rows = (1, limits[-1])
         blocks = problem is not None and switch is not None and switch <= tokens_of(rows)
         yield Version("short", f"N <= {limits[-1]}", rows, "chunked" if blocks else "recurrent")
         low = limits[-1] + 1
-    if problem is None or switch is None:
-        yield Version("long", "", (low, 0), "recurrent")
-        return
-    if switch > 1:
+    form = "recurrent" if problem is None or switch is None else "chunked"
+    if switch is not None and problem is not None and switch > 1:
         # Many short sequences: as many rows as in a long prompt, but each too short for blocks.
         yield Version("brief", f"N < {switch} * B", (low, 0), "recurrent", switch - 1)
-    yield Version("long", "", (low, 0), "chunked")
+    if longest:
+        yield Version("long", f"N < {longest} * B", (low, 0), form)
+        low, name = longest, "longest"
+    else:
+        name = "long"
+    yield Version(name, "", (low, 0), form)
 
 
 def _mixer(module: Module, entry: Function) -> Problem | None:
