@@ -19,10 +19,11 @@ from ringc.codegen.alone import kernel_alone
 from ringc.codegen.check import call_tensors
 from ringc.codegen.inputs import TypicalInputs
 from ringc.codegen.kernel import Kernel
+from ringc.ir.core import Function
 from ringc.ir.text_parse import parse_module
 from ringc.passes.choices import Region
 from ringc.passes.schedules.candidates import candidates
-from ringc.passes.schedules.model import Rows
+from ringc.passes.schedules.model import Candidate, Rows
 from ringc.passes.target import Target
 from ringc.runtime.alone import load_alone
 from ringc.runtime.rates import event_times
@@ -58,20 +59,31 @@ PRODUCT = f"""func @product(%x: f32[N / B, {INNER}], %w: f32[{COLUMNS}, {INNER}]
 
 
 def kernel_of_text(text: str, implementation: str, rows: Rows, target: Target) -> Kernel:
-    """The kernel of a function of a module's text, by the candidate whose name begins like this, for so many rows.
+    """The kernel of the one function of a text, as `kernel_by` finds it."""
+    head = "module @alone level kernel\nsymbol B >= 0\nsymbol N >= 0\nsymbol P >= 0\n\n"
+    (function,) = parse_module(head + text).functions.values()
+    return kernel_by(function, implementation, rows, target)[0]
+
+
+def kernel_by(function: Function, implementation: str, rows: Rows, target: Target) -> tuple[Kernel, Candidate]:
+    """The kernel of a function, by the candidate whose name begins like this, for so many rows; and that candidate.
+
+    Args:
+        function: its body is the kernel's; its notes name the family.
+        implementation: as in `triton.gemv`.
+        rows: that candidates are asked for; an illegal one will do.
+        target: what the kernel is for.
 
     Raises:
         LookupError: there is no such candidate.
     """
-    head = "module @alone level kernel\nsymbol B >= 0\nsymbol N >= 0\nsymbol P >= 0\n\n"
-    (function,) = parse_module(head + text).functions.values()
     family = str(function.notes["family"])
     found = candidates(family, function.body, rows, target)
     chosen = next((c for c in found if c.implementation.startswith(implementation)), None)
     if chosen is None:
         raise LookupError(f"{family} has no {implementation}, but {', '.join(c.implementation for c in found)}")
     region = Region(function.name, family, function.body, rows, "prefill", 0, (), tuple(found))
-    return kernel_alone(region, chosen, function.name, target)
+    return kernel_alone(region, chosen, function.name, target), chosen
 
 
 def product_rate(target: Target) -> float:

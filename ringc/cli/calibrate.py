@@ -25,9 +25,9 @@ def calibrate(
     ] = None,
     target: Annotated[str, typer.Option(help="cpu, sm_80, sm_90 or sm_100; it must run here.")] = "cpu",
 ) -> None:
-    """Measure what this machine reaches: bandwidth, rates, what a launch costs.
+    """Measure what this machine reaches, for the cost model.
 
-    The cost model of `ringc compile --device` and `ringc tune --device` goes by it, in the place of the target's constants.
+    Bandwidth, rates and what a launch costs: `ringc compile --device` and `ringc tune --device` predict by them.
     """
     from datetime import UTC, datetime
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from ringc.codegen.kernel import Kernel
 from ringc.ir.core import Env
 from ringc.ir.ops.cost import region_bytes
 from ringc.passes.schedules.products import flops_of
+from ringc.runtime.timing import replayed
 from tests.device.cases import DeviceInputs, binaries, build, call_tensors, cases
 
 REPLAYS = 40
@@ -33,27 +33,7 @@ Change = Callable[[Kernel, list[torch.Tensor]], None]
 
 def microseconds(run: Callable[[], object]) -> float:
     """The median time of a call."""
-    run()
-    torch.cuda.synchronize()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    flushed = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
-    times: list[float] = []
-    for _ in range(REPLAYS):
-        flushed.zero_()
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop) * 1e3)
-    return statistics.median(times)
+    return 1e6 * replayed(run, REPLAYS)
 
 
 def row(what: str, who: str, run: Callable[[], tuple[float, str]]) -> None:
