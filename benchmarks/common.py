@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -51,6 +52,32 @@ def timed(run: Callable[[], object], repetitions: int, *, before: Callable[[], o
         run()
         found.append(time.perf_counter() - begin)
     return found
+
+
+def measured_crossover(sizes: Sequence[int], first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The size from which the second way is to be taken, interpolated between those tried; None if it isn't at the last.
+
+    It is the threshold that loses least: the sum of the logarithms by which the way that it takes is the slower one. Where the two
+    differ once in sign this is the place; where a time was disturbed it is near it all the same.
+
+    Args:
+        sizes: rising.
+        first, second: seconds at each.
+    """
+    gains = [math.log(a / b) for a, b in zip(first, second, strict=True)]
+
+    def loss(count: int) -> float:
+        return sum(max(0.0, g) for g in gains[:count]) + sum(max(0.0, -g) for g in gains[count:])
+
+    count = min(range(len(sizes) + 1), key=loss)
+    if count == len(sizes):
+        return None
+    if count == 0:
+        return float(sizes[0])
+    low, high = sizes[count - 1], sizes[count]
+    before, after = gains[count - 1], gains[count]
+    part = before / (before - after) if before < 0 < after else 0.5
+    return float(low * (high / low) ** part)
 
 
 def milliseconds(times: Times) -> str:

@@ -10,7 +10,6 @@ on segments side by side, which is for more threads than heads: `--heads` takes 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import Times, command_line, machine, machine_line, table, verdict, write_json, write_section
+from benchmarks.common import (
+    Times,
+    command_line,
+    machine,
+    machine_line,
+    measured_crossover,
+    table,
+    verdict,
+    write_json,
+    write_section,
+)
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import kernel_of
 from ringc.codegen.tvm.build import import_tvm, module_of, processor
@@ -131,32 +140,6 @@ def measure(built: Sequence[Form], given: Sequence[Tensor], rounds: int) -> dict
                 form.run(*arguments)
             found[form.name].append((time.perf_counter() - begin) / calls[form.name])
     return {name: Times(tuple(seconds), min(seconds)) for name, seconds in found.items()}
-
-
-def measured_crossover(lengths: Sequence[int], recurrent: Sequence[float], chunked: Sequence[float]) -> float | None:
-    """The length from which the chunked form is to be taken, interpolated between the lengths tried; None if it isn't at the last.
-
-    It is the threshold that loses least: the sum of the logarithms by which the form that it takes is the slower one. Where the two
-    differ once in sign this is the place; where a time was disturbed it is near it all the same.
-
-    Args:
-        lengths: rising.
-        recurrent, chunked: seconds at each.
-    """
-    gains = [math.log(r / c) for r, c in zip(recurrent, chunked, strict=True)]
-
-    def loss(first: int) -> float:
-        return sum(max(0.0, g) for g in gains[:first]) + sum(max(0.0, -g) for g in gains[first:])
-
-    first = min(range(len(lengths) + 1), key=loss)
-    if first == len(lengths):
-        return None
-    if first == 0:
-        return float(lengths[0])
-    low, high = lengths[first - 1], lengths[first]
-    before, after = gains[first - 1], gains[first]
-    part = before / (before - after) if before < 0 < after else 0.5
-    return float(low * (high / low) ** part)
 
 
 def lengths_around(predicted: int | None) -> list[int]:

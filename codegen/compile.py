@@ -147,6 +147,8 @@ def compile_module(
         "input": "graph/00_input.ring",
         "module": f"graph/{len(pipeline):02d}_{pipeline[-1].name}.ring",
     }
+    if target.device is not None:
+        manifest["device"] = {"sha256": target.device.sha256, "name": target.device.name}
     if record is not None:
         manifest["record"] = {"sha256": record.sha256, "device": record.device}
     size = write_artifact(folder, manifest, files, force=force)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ringc.errors import Place, RecordError
-from ringc.json_file import read_json, write_whole
+from ringc.json_file import misfit, read_json, write_whole
 
 FORMAT_VERSION = 1
 
@@ -150,7 +150,7 @@ def load_record(path: str | Path, target: str) -> Record:
             place=place,
             help="tune again with this ringc",
         )
-    problem = _misfit(found, {"target": str, "device": str, "entries": list})
+    problem = misfit(found, {"target": str, "device": str, "entries": list})
     if problem:
         raise RecordError(f"the tuning record {problem}", place=place, help=_REMEDY)
     if found["target"] != target:
@@ -182,7 +182,7 @@ def _wrong(value: Any) -> str:
     """What is wrong with an entry; nothing where all is right."""
     if not isinstance(value, dict):
         return "is no object"
-    problem = _misfit(value, _ENTRY)
+    problem = misfit(value, _ENTRY)
     if problem:
         return problem
     seconds = value["seconds"]
@@ -192,17 +192,6 @@ def _wrong(value: Any) -> str:
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
             return f"has the size {name[:40]} = {str(size)[:40]}, which is no size"
     return ""
-
-
-def _misfit(value: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
-    """Which key is missing, of another type, or unknown."""
-    for key, type in shape.items():
-        if key not in value:
-            return f"lacks '{key}'"
-        if not isinstance(value[key], type):
-            return f"has a '{key}' of the wrong type"
-    unknown = next((key for key in value if key not in shape), None)
-    return "" if unknown is None else f"has an unknown key '{unknown[:40]}'"
 
 
 def _named(value: Any) -> str:

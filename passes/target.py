@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ringc.errors import UsageError, did_you_mean
 from ringc.ir.types import DType
+from ringc.passes.device import Device, load_device
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,8 @@ class Target:
 
     Rates are per second and measured, not from a data sheet: `bandwidth` in bytes of a kernel that streams memory, `matrix_rate` of a
     large product and `vector_rate` of arithmetic outside products in floating-point operations, `launch` the seconds that one more
-    kernel costs. `width` is how many pieces of work run side by side.
+    kernel costs. `width` is how many pieces of work run side by side. `device` is the description that the numbers were taken from, None
+    where they are the constants of this file; `library` is what PyTorch's calls reach on the machine, where that is known apart.
     """
 
     name: str
@@ -26,6 +29,8 @@ class Target:
     launch: float
     width: int
     arch: int | None = None
+    device: Device | None = None
+    library: Target | None = None
 
 
 TARGETS = {
@@ -54,3 +59,47 @@ def target(name: str) -> Target:
             f"there is no target '{name}'", help=did_you_mean(name, TARGETS) or f"choose from {', '.join(TARGETS)}"
         )
     return TARGETS[name]
+
+
+def described(target: Target, device: Device) -> Target:
+    """A target with the numbers of a device in the place of its constants.
+
+    A CPU's library calls have constants of their own (target `torch`), which are scaled as the generated kernels' are: both run on the same
+    cores and memory. What a call costs on the host stays.
+
+    Raises:
+        ValueError: the device is of another target.
+    """
+    if device.target != target.name:
+        raise ValueError(f"a device of target {device.target} described as {target.name}")
+    library = None
+    if target.backend == "tvm":
+        host = TARGETS["torch"]
+        library = replace(
+            host,
+            bandwidth=host.bandwidth * device.bandwidth / target.bandwidth,
+            matrix_rate=host.matrix_rate * device.matrix_rate / target.matrix_rate,
+            vector_rate=host.vector_rate * device.vector_rate / target.vector_rate,
+            width=device.width,
+        )
+    return replace(
+        target,
+        bandwidth=device.bandwidth,
+        matrix_rate=device.matrix_rate,
+        vector_rate=device.vector_rate,
+        launch=device.launch,
+        width=device.width,
+        device=device,
+        library=library,
+    )
+
+
+def target_of(name: str, device: str | Path | None = None) -> Target:
+    """The target of a name, with the numbers of a device description where a file is given.
+
+    Raises:
+        UsageError: there is no such target.
+        DeviceError: the file can't be used.
+    """
+    found = target(name)
+    return found if device is None else described(found, load_device(device, found.name))

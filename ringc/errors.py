@@ -146,3 +146,9 @@ class RecordError(RingcError):
     """A tuning record is damaged, of another format version, target or device, or can't be written."""
 
     code = "RC0900"
+
+
+class DeviceError(RingcError):
+    """A device description is damaged, of another format version or target, or can't be written."""
+
+    code = "RC0950"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def read_json(path: Path, what: str, wrong: type[RingcError], help: str) -> tupl
         raise wrong(f"{what} is no JSON: {error.msg.lower()}", place=place, help=help) from error
     except (OSError, ValueError, RecursionError) as error:
         raise wrong(f"{what} can't be read: {reason(error)}", place=Place(path), help=help) from error
+
+
+def misfit(value: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
+    """Which key of an object is missing, of another type than the shape says, or unknown; nothing where all is right."""
+    for key, type in shape.items():
+        if key not in value:
+            return f"lacks '{key}'"
+        if not isinstance(value[key], type):
+            return f"has a '{key}' of the wrong type"
+    unknown = next((key for key in value if key not in shape), None)
+    return "" if unknown is None else f"has an unknown key '{unknown[:40]}'"
 
 
 def write_whole(path: Path, data: bytes, what: str, wrong: type[RingcError], help: str) -> None:

@@ -6,26 +6,22 @@ kernel, checked against the fp64 interpreter, and timed at the typical sizes of 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ringc.codegen import cpu
 from ringc.codegen.alone import kernel_alone
-from ringc.codegen.backend import Built, backend
 from ringc.codegen.cache import Cache
 from ringc.codegen.check import call_tensors, check_kernel
-from ringc.codegen.emit import emit
 from ringc.codegen.inputs import TypicalInputs, check_sizes
-from ringc.codegen.kernel import Kernel, Source
-from ringc.errors import Place, RecordError, ToolchainError, UsageError
+from ringc.codegen.kernel import Kernel
+from ringc.errors import Place, RecordError, UsageError
 from ringc.ir.core import Module
 from ringc.ir.symbols import evaluate
 from ringc.passes.choices import Choice, Region, choices
@@ -34,8 +30,9 @@ from ringc.passes.pipeline import default_pipeline
 from ringc.passes.record import Entry, Key, Record, Sizes, load_record
 from ringc.passes.schedules.model import Candidate, at
 from ringc.passes.target import Target
-from ringc.runtime.artifact import Artifact
-from ringc.runtime.backends import BUILT_AHEAD, Kernels
+from ringc.runtime.alone import load_alone
+from ringc.runtime.backends import Kernels
+from ringc.runtime.here import device_name
 from ringc.runtime.memory import available_bytes
 from ringc.runtime.timing import Timer, timer
 from ringc.units import size
@@ -84,43 +81,6 @@ class Tuned:
         if any(option.measured is None for option in self.options):
             return None
         return min(self.options, key=lambda option: option.measured or 0.0)
-
-
-def check_runs_here(target: Target) -> None:
-    """Raise unless kernels of a target can be measured on this machine.
-
-    Raises:
-        ToolchainError: its package or its GPU isn't here.
-        UsageError: it leaves nothing to choose.
-    """
-    if target.backend == "torch":
-        raise UsageError(
-            f"there is nothing to tune for target {target.name}: each of its regions has one implementation",
-            help="use --target cpu, sm_80, sm_90 or sm_100",
-        )
-    if target.arch is None:
-        backend(target.backend).versions(target)
-        return
-    if not torch.cuda.is_available():
-        raise ToolchainError(
-            f"kernels for target {target.name} can't be measured here: there is no CUDA GPU",
-            help="tune on a machine with such a GPU, or for this one with --target cpu",
-        )
-    major, minor = torch.cuda.get_device_capability()
-    if major * 10 + minor != target.arch:
-        raise ToolchainError(
-            f"kernels for target {target.name} can't be measured here: this GPU is sm_{major}{minor}",
-            help=f"use --target sm_{major}{minor}",
-        )
-
-
-def device_name(target: Target) -> str:
-    """What kernels of a target are measured on here."""
-    if target.arch is not None:
-        return str(torch.cuda.get_device_name())
-    from ringc.codegen.tvm.threads import usable_cores
-
-    return f"{cpu.name()}, {usable_cores()} cores"
 
 
 def tune_module(
@@ -209,29 +169,9 @@ class Bench:
                     name = f"{region.family}_{len(self._kernels) + 1}"
                     if key not in self._kernels:
                         self._kernels[key] = kernel_alone(region, candidate, name, self.target)
-        sources = [emit(kernel, self.target) for kernel in self._kernels.values()]
-        ahead = self._built([s for s in sources if s.backend in BUILT_AHEAD], cache, progress)
-        entries: dict[str, dict[str, Any]] = {}
-        for source in sources:
-            made = ahead.get(source.name, Built())
-            for ending, data in {".py": source.text.encode(), **made.files}.items():
-                (self.folder / f"{source.name}{ending}").write_bytes(data)
-            built = {ending: f"{source.name}{ending}" for ending in made.files}
-            entries[source.name] = {
-                "backend": source.backend, "source": f"{source.name}.py", "built": built, "launch": made.launch
-            }  # fmt: skip
-        target = {"name": self.target.name, "backend": self.target.backend, "arch": self.target.arch}
-        tools = backend(self.target.backend).versions(self.target)
-        self._loaded = Kernels(Artifact(self.folder, {"kernels": entries, "target": target, "tools": tools}))
-
-    def _built(self, sources: Sequence[Source], cache: Cache | None, progress: Progress) -> dict[str, Built]:
-        finished: list[str] = []
-
-        def done(name: str) -> None:
-            finished.append(name)
-            progress("kernels", len(finished), len(sources))
-
-        return backend(self.target.backend).build(sources, self.target, cache, done) if sources else {}
+        self._loaded = load_alone(
+            list(self._kernels.values()), self.target, self.folder, cache, partial(progress, "kernels")
+        )
 
     def measure(self, choice: Choice) -> None:
         """Check and time those kernels of a choice that aren't yet."""
@@ -269,7 +209,7 @@ class Bench:
         inputs = TypicalInputs(kernel.function, sizes).all()
         given = call_tensors(kernel, inputs, sizes, str(device))
         del inputs
-        return "", timer(functools.partial(kernels.bind, kernel.name), given)
+        return "", timer(partial(kernels.bind, kernel.name), given)
 
     def result(self, choice: Choice) -> Tuned:
         """What was measured of a choice: its ways, with all implementations of their regions."""

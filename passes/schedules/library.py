@@ -33,7 +33,7 @@ def call(body: Block, rows: Rows, target: Target) -> Candidate:
         seconds = roofline(target, flops, region_bytes(body), rate=rate, bandwidth=0.85)
         return Candidate("torch.library", seconds, _on_gpu(op, rows))
     # MKL, 512 -> 1536: 77 us for one row, 336 us for 8, 18.6 ms for 2048: few rows run at a quarter of its rate.
-    host = TARGETS["torch"]
+    host = target.library or TARGETS["torch"]
     slow = rows[1] > 1 and tokens_of(rows) <= SLOW_ROWS
     rate, calls = host.matrix_rate / (4 if slow else 1), sympy.Integer(1)
     match op:

@@ -15,6 +15,7 @@ from ringc import __version__
 from ringc.cli import (
     bench,
     cache,
+    calibrate,
     check,
     compile_,
     doctor,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 
 app.command("compile")(compile_.compile_spec)
+app.command("calibrate")(calibrate.calibrate)
 app.command("tune")(tune.tune)
 app.command("run")(run.run)
 app.command("bench")(bench.bench)

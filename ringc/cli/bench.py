@@ -141,11 +141,11 @@ def _measured(
 
 
 def _show(report: Report, beside: Baseline | None, artifact: Artifact) -> None:
-    from ringc.cli.console import count, duration, table
+    from ringc.cli.console import count, duration, flops, table
     from ringc.units import size
 
     plan, floor, rates, memory = report.plan, report.floor, report.rates, report.memory
-    work = f"{size(floor.bytes)} at {size(rates.bytes_per_second)}/s, {_flops(floor.flops)} at {_flops(rates.flops_per_second)}/s"
+    work = f"{size(floor.bytes)} at {size(rates.bytes_per_second)}/s, {flops(floor.flops)} at {flops(rates.flops_per_second)}/s"
     rows = [
         ("step", f"{duration(report.seconds)}, the shortest {duration(report.shortest)}"),
         ("tokens", f"{count(report.tokens_per_second)} a second"),
@@ -202,15 +202,6 @@ def _conditions(plan: Plan) -> str:
     chunks = f" in chunks of {plan.chunk}" if plan.chunk is not None else ""
     new = f" of {plan.tokens} tokens{chunks}" if plan.entry == "prefill" else ""
     return f"{plan.entry}{new}, {sequences}, {plan.context} tokens before; median of {plan.rounds}"
-
-
-def _flops(number: float) -> str:
-    """`1.5 GFLOP`."""
-    for unit in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.3g} {unit}FLOP"
-        number /= 1000
-    return f"{number:.3g} TFLOP"
 
 
 def _write_json(path: Path, report: Report, beside: Baseline | None) -> None:

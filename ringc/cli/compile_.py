@@ -29,6 +29,10 @@ def compile_spec(
         Path | None,
         typer.Option(help="Choose kernels by what `ringc tune` measured.", show_default=False, readable=False),
     ] = None,
+    device: Annotated[
+        Path | None,
+        typer.Option(help="Predict by the device that `ringc calibrate` measured.", show_default=False, readable=False),
+    ] = None,
 ) -> None:
     """Compile a spec into an artifact.
 
@@ -50,6 +54,7 @@ def compile_spec(
             force=force,
             use_cache=cache,
             record=record,
+            device=device,
             progress=progress,
         )
     _summary(compiled, time.perf_counter() - began)
@@ -86,6 +91,8 @@ def _summary(compiled: Compiled, seconds: float) -> None:
         ("artifact", f"{compiled.folder} ({size(compiled.bytes)})"),
         ("time", f"{duration(seconds)}, {duration(compiled.passes.total)} of it in passes"),
     ]
+    if "device" in manifest:
+        rows.insert(-2, ("device", f"costs as calibrated on {manifest['device']['name']}"))
     if "record" in manifest:
         known = f"times of {compiled.measured} of {len(manifest['kernels'])} kernels"
         rows.insert(-2, ("record", f"{known}, measured on {manifest['record']['device']}"))

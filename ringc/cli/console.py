@@ -80,6 +80,15 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
+def flops(number: float) -> str:
+    """`1.5 GFLOP`."""
+    for unit in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g} {unit}FLOP"
+        number /= 1000
+    return f"{number:.3g} TFLOP"
+
+
 class Bar:
     """Progress on the standard error, shown only once something has taken longer than a second, and only on a terminal.
 

@@ -39,6 +39,8 @@ def explain(
     _products(module)
     columns = ("kernel", "implementation", "at", "predicted", "measured", "")
     table("candidates of each kernel", columns, candidates, left=3)
+    if "device" in opened.manifest:
+        out(f"predicted by the device description of {opened.manifest['device']['name']}")
     if "record" in opened.manifest:
         out(f"measured by the tuning record of {opened.manifest['record']['device']}")
 

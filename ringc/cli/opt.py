@@ -18,6 +18,10 @@ def opt(
         str, typer.Option("-p", "--passes", help="Passes, as in 'raise,fuse{epilogues=false}'.", show_default=False)
     ] = "",
     target: Annotated[str, typer.Option(help="cpu, torch, sm_80, sm_90 or sm_100.")] = "cpu",
+    device: Annotated[
+        Path | None,
+        typer.Option(help="Predict by the device that `ringc calibrate` measured.", show_default=False, readable=False),
+    ] = None,
     list_passes: Annotated[bool, typer.Option("--list", help="List the passes and their options.")] = False,
 ) -> None:
     """Run passes on a module in text form and print the result."""
@@ -41,7 +45,7 @@ def opt(
     with bar():
         from ringc.passes.tool import run_text
 
-        made = run_text(text, passes, target, "<stdin>" if str(file) == "-" else file)
+        made = run_text(text, passes, target, "<stdin>" if str(file) == "-" else file, device)
     sys.stdout.write(made)
 
 

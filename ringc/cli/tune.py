@@ -28,6 +28,10 @@ def tune(
         str | None, typer.Option(help="Measure for one entry point.", show_default=False, metavar="prefill|decode")
     ] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Use the cache of built kernels.")] = True,
+    device: Annotated[
+        Path | None,
+        typer.Option(help="Predict by the device that `ringc calibrate` measured.", show_default=False, readable=False),
+    ] = None,
 ) -> None:
     """Measure on this machine what the compiler chooses among.
 
@@ -39,7 +43,7 @@ def tune(
         from ringc import api
         from ringc.runtime.tune import WRONG
 
-        tuned = api.tune(spec, output, target=target, entry=entry, use_cache=cache, progress=progress)
+        tuned = api.tune(spec, output, target=target, entry=entry, use_cache=cache, device=device, progress=progress)
     rows = [row for one in tuned for row in _rows(one)]
     table("what was measured", ("region", "at", "candidate", "measured", "predicted", "off", ""), rows, left=3)
     whole = [one for one in tuned if one.fastest is not None]
@@ -54,7 +58,8 @@ def tune(
             f"times of {unsteady} choices are unsteady: this machine was busy with something else",
             "tune again when it is quiet; what is measured again replaces what the record has",
         )
-    out(f"use it with: ringc compile {spec} -o DIR --target {target} --record {output}")
+    by_device = "" if device is None else f" --device {device}"
+    out(f"use it with: ringc compile {spec} -o DIR --target {target} --record {output}{by_device}")
     if any(why == WRONG for *_, why in failed):
         raise typer.Exit(1)
 

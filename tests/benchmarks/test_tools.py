@@ -7,10 +7,10 @@ import statistics
 import pytest
 import torch
 
-from benchmarks.common import Times, table, write_section
+from benchmarks.common import Times, measured_crossover, table, write_section
 from benchmarks.cpu import middle_half, ratios_by_turn, verdict_of
 from benchmarks.cpu_reference import prefill_flops, touched_bytes
-from benchmarks.linear_attention import lengths_around, measured_crossover
+from benchmarks.linear_attention import lengths_around
 from ringc.model_defs import load_spec
 from ringc.model_defs.parameters import active_parameter_count, parameter_count
 from ringc.runtime.peer.linear import decays, linear_prefill

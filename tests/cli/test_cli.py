@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 VERBS = (
     "compile",
     "tune",
+    "calibrate",
     "run",
     "inspect",
     "check",

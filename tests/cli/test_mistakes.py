@@ -204,6 +204,79 @@ def test_where_no_record_can_be(here: Here, folder: Path, name: str, message: st
     assert contents(folder) == before
 
 
+# ---------------------------------------------------------------- device descriptions
+
+
+def _device(**changed: object) -> str:
+    rates = {"bandwidth": 5e10, "launch": 2e-6, "matrix_rate": 2e11, "vector_rate": 2e11, "width": 2}
+    found = {"format_version": 1, "target": "cpu", "device": "this", "measured_with": {"torch": "2.11"}, **rates}
+    return json.dumps({key: value for key, value in (found | changed).items() if value is not None})
+
+
+DEVICES: list[tuple[str, str | bytes, str, str]] = [
+    ("empty", "", "the device description is no JSON", ":1:1"),
+    ("binary", b"\xff\xfe\0", "can't be read: it is no UTF-8 text", ""),
+    ("nested deeply", DEEP, "can't be read: it is nested too deeply", ""),
+    ("a list", "[]", "the file is no device description", ""),
+    ("a tuning record", _record(target="cpu"), "the file is no device description", ""),
+    ("another format version", _device(format_version=2), "has format version 2", ""),
+    ("format version of a wrong type", _device(format_version=True), "has format version True", ""),
+    ("another target", _device(target="sm_90"), "is of target sm_90, and this is target cpu", ""),
+    ("without a width", _device(width=None), "lacks 'width'", ""),
+    ("unknown key", _device(date="today"), "has an unknown key 'date'", ""),
+    ("width of a wrong type", _device(width=2.5), "has a 'width' of the wrong type", ""),
+    ("no width", _device(width=0), "has width = 0, which is no number of pieces of work side by side", ""),
+    ("rate of a wrong type", _device(matrix_rate="fast"), "has a 'matrix_rate' of the wrong type", ""),
+    ("true for a rate", _device(vector_rate=True), "has vector_rate = True, which is no number of operations", ""),
+    ("in GB", _device(bandwidth=50), "has bandwidth = 50, which is no number of bytes a second from 1e+06", ""),
+    ("NaN", _device(launch=float("nan")), "has launch = nan, which is no number of seconds", ""),
+    ("infinite", _device(bandwidth=float("inf")), "has bandwidth = inf", ""),
+    ("rate of 400 digits", _device(bandwidth=10**400), "has bandwidth = 1000", ""),
+    ("negative", _device(launch=-1e-6), "has launch = -1e-06", ""),
+    ("version that is none", _device(measured_with={"torch": 2}), "has no version of 'torch' in measured_with", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message", "place"), [d[1:] for d in DEVICES], ids=[d[0] for d in DEVICES])
+def test_device_descriptions(here: Here, folder: Path, text: str | bytes, message: str, place: str) -> None:
+    device = folder / "device.json"
+    device.write_bytes(text.encode() if isinstance(text, str) else text)
+    before = contents(folder)
+    done = here("compile", "ring-tiny", "-o", folder / "out", "--target", "cpu", "--device", device)
+    check(done, message, f"{device}{place}")
+    assert contents(folder) == before
+
+
+@needs_tvm
+def test_the_device_that_the_mistakes_start_from_is_right(here: Here, folder: Path) -> None:
+    (folder / "device.json").write_text(_device())
+    (folder / "m.ring").write_text("module @m level graph\n\nfunc @f(%x: f32[2]) {\n  return %x\n}\n")
+    done = here("opt", folder / "m.ring", "-p", "dce", "--device", folder / "device.json")
+    assert done.returncode == 0, done.stderr
+
+
+@needs_tvm
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scratch", "no device description can be written here"),
+        ("none/device.json", "no device description can be written here"),
+        ("thesis.tex", "what is there is not replaced: the device description is no JSON"),
+        ("record.json", "what is there is not replaced: the file is no device description"),
+        ("sm_90.json", "what is there is not replaced: the device description is of target sm_90"),
+    ],
+)
+def test_where_no_device_description_can_be(here: Here, folder: Path, name: str, message: str) -> None:
+    (folder / "thesis.tex").write_text("...")
+    (folder / "record.json").write_text(_record())
+    (folder / "sm_90.json").write_text(_device(target="sm_90"))
+    before = contents(folder)
+    done = here("calibrate", "-o", folder / name)
+    assert f"{folder / name}" in done.stderr
+    check(done, message, None)
+    assert contents(folder) == before
+
+
 # ---------------------------------------------------------------- checkpoints
 
 
@@ -505,7 +578,7 @@ USAGE: list[tuple[list[str], str]] = [
     (["compile", "ring-tiny", "-o", "{tmp}/a", "--dump", "some"], "no dump 'some'"),
     (["compile", "{tmp}/none.yaml", "-o", "{tmp}/a"], "no such file"),
     (["compile", "ring-tiny", "-o", "{tmp}/a", "--record", "{tmp}/none"], "can't be read: no such file"),
-    (["tune", "ring-tiny", "-o", "{tmp}/a", "--target", "torch"], "nothing to tune for target torch"),
+    (["tune", "ring-tiny", "-o", "{tmp}/a", "--target", "torch"], "nothing to measure for target torch"),
     (["tune", "ring-tiny", "-o", "{tmp}/a", "--target", "sm_91"], "no target 'sm_91'"),
     (["compile", "{tmp}", "-o", "{tmp}/a"], "is a folder"),
     (["compile", "{tmp}/loop", "-o", "{tmp}/a"], "symbolic links"),

@@ -17,7 +17,8 @@ from ringc.errors import RecordError, ToolchainError, UsageError
 from ringc.passes.choices import Choice
 from ringc.passes.record import Entry, Record, load_record
 from ringc.passes.target import Target, target
-from ringc.runtime import tune
+from ringc.runtime import alone, tune
+from ringc.runtime.here import device_name
 from ringc.runtime.timing import Timer
 from tests.cli.support import SMALL, Here, contents
 
@@ -48,7 +49,7 @@ def tuned(spec: Path) -> Iterator[tuple[Path, list[tune.Tuned]]]:
 def test_every_legal_candidate_is_measured(tuned: tuple[Path, list[tune.Tuned]]) -> None:
     path, found = tuned
     record = load_record(path, "cpu")
-    assert record.device == tune.device_name(target("cpu"))
+    assert record.device == device_name(target("cpu"))
     families = {e.region.split()[0] for e in record.entries.values()}
     assert families == {"matmul", "attention", "library", "row"}
     for one in found:
@@ -114,7 +115,7 @@ def test_a_wrong_kernel_is_never_recorded(
         source = emit(kernel, target)
         return replace(source, text=source.text.replace("out=out)", "out=out)\n    out.mul_(1.01)"))
 
-    monkeypatch.setattr(tune, "emit", wrong)
+    monkeypatch.setattr(alone, "emit", wrong)
     done = here("tune", spec, "-o", path, "--entry", "prefill")
     assert done.returncode == 1
     assert "not recorded: torch.library gives wrong results (matmul: " in done.stdout
@@ -164,7 +165,7 @@ def test_a_record_of_another_device_stays_as_it_is(spec: Path, tmp_path: Path) -
 
 def test_what_can_not_be_tuned_is_refused(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "record.json"
-    with pytest.raises(UsageError, match="nothing to tune for target torch"):
+    with pytest.raises(UsageError, match="nothing to measure for target torch"):
         api.tune(spec, path, target="torch")
     with pytest.raises(UsageError, match="no entry point 'training'"):
         api.tune(spec, path, entry="training")
