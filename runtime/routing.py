@@ -47,4 +47,5 @@ def _cut_layer(calls: Sequence[torch.Tensor], counts: Sequence[int], batch: int)
             f"the recording is of {found} tokens, and the calls that are wanted of {wanted}",
             help="give counts that add up to the recorded tokens of one sequence",
         )
-    return torch.cat([taken.view(batch, -1, taken.shape[-1]) for taken in calls], 1).split(list(counts), 1)
+    by_sequence = torch.cat([taken.view(batch, -1, taken.shape[-1]) for taken in calls], 1)
+    return torch.split_with_sizes(by_sequence, list(counts), 1)
