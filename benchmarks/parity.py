@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -42,6 +41,15 @@ ROWS = 256
 
 SEED = 0
 """Of the text."""
+
+NUMBERS = (
+    "log-probabilities beside the one prefill's", "replayed, next token: largest", "100 likeliest: largest",
+    "free, next token: mean", "99th percentile", "largest", "100 likeliest: largest",
+)  # fmt: skip
+ROUTING = (
+    "experts beside the one prefill's", "replayed: flips", "largest shortfall", "free: flips", "of them unprovoked",
+    "their largest shortfall", "noise of a score: median, 99th percentile, largest",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ class Parted:
     Attributes:
         rate: share of tokens and layers whose sets of experts differ.
         count: how many that are.
-        unprovoked: how many of them no flip before can be the cause of.
+        unprovoked: how many of them have the one prefill's history, but for roundings.
         shortfall: largest of those, by the one prefill's scores; 0 without any.
     """
 
@@ -131,12 +139,10 @@ class Parted:
     shortfall: float
 
 
-def parted(found: Flips) -> Parted:
-    first = found.unprovoked()
-    shortfalls = found.shortfalls[first]
-    return Parted(
-        found.rate, int(found.flipped.sum()), int(first.sum()), float(shortfalls.max()) if len(shortfalls) else 0.0
-    )
+def parted(found: Flips, unprovoked: torch.Tensor) -> Parted:
+    shortfalls = found.shortfalls[unprovoked]
+    largest = float(shortfalls.max()) if len(shortfalls) else 0.0
+    return Parted(found.rate, int(found.flipped.sum()), len(shortfalls), largest)
 
 
 @dataclass(frozen=True)
@@ -159,18 +165,57 @@ def noise(first: Sequence[Sequence[Choice]], second: Sequence[Sequence[Choice]],
 
 @dataclass(frozen=True)
 class Result:
-    """What a way makes beside the one prefill, which itself has no free half."""
+    """What a way makes beside the one prefill.
+
+    Attributes:
+        way: its name.
+        replayed: with the one prefill's experts.
+        free: with its own.
+        same_history: what it would have taken where it was given the one prefill's.
+        free_history: what it took.
+        noise: of its scores.
+    """
 
     way: str
     replayed: Difference
-    free: Difference | None = None
-    same_history: Parted | None = None
-    free_history: Parted | None = None
-    noise: Noise | None = None
+    free: Difference
+    same_history: Parted
+    free_history: Parted
+    noise: Noise
 
 
-def measure(model: Model, tokens: int, chunk: int) -> tuple[list[Result], int]:
-    """All ways, and how many scores are added up before they are compared."""
+@dataclass(frozen=True)
+class Parity:
+    """All ways.
+
+    Attributes:
+        replay: what the one prefill's own experts, replayed, change: their weights are computed anew.
+        results: of the other ways.
+        errors: how many errors of a score may add up to a shortfall.
+    """
+
+    replay: Difference
+    results: Sequence[Result]
+    errors: int
+
+    @property
+    def replayed(self) -> float:
+        return max(r.replayed.largest for r in self.results)
+
+    @property
+    def free(self) -> float:
+        return max(r.free.mean for r in self.results)
+
+    @property
+    def flips_within_noise(self) -> bool:
+        return all(
+            max(r.same_history.shortfall, r.free_history.shortfall) <= self.errors * r.noise.largest
+            for r in self.results
+        )
+
+
+def measure(model: Model, tokens: int, chunk: int) -> Parity:
+    """Put a text in, in all ways."""
     generator = torch.Generator().manual_seed(SEED)
     text = torch.randint(int(model.vocabulary["size"]), (tokens + 1,), generator=generator)
     first, *others = ways(tokens, chunk)
@@ -181,9 +226,8 @@ def measure(model: Model, tokens: int, chunk: int) -> tuple[list[Result], int]:
     with model.replay_routing(taken, judge=True) as replay:
         base = read(model, text, first, free.top)
     choices = replay.choices
-    # What the replay itself changes: experts' weights are computed anew.
-    results = [Result(first.name, difference(base, free))]
-    summed = 1
+    results = []
+    errors = 2
     for way in others:
         say(f"{way.name}, replayed")
         with model.replay_routing(cut(taken, way.counts), judge=True) as replay:
@@ -191,79 +235,53 @@ def measure(model: Model, tokens: int, chunk: int) -> tuple[list[Result], int]:
         say(f"{way.name}, free")
         with model.record_routing() as others_taken:
             chosen = read(model, text, way, free.top)
-        same = flips(choices, own(replay.choices))
+        same, apart = flips(choices, own(replay.choices)), flips(choices, others_taken)
+        errors = 2 * same.summed  # of a score that is too low, and one that is too high
         results.append(
             Result(
                 way.name,
                 difference(replayed, base),
                 difference(chosen, free),
-                parted(same),
-                parted(flips(choices, others_taken)),
+                parted(same, same.flipped),
+                parted(apart, apart.unprovoked()),
                 noise(choices, replay.choices, same.flipped),
             )
         )
-        summed = same.summed
-    return results, summed
+    return Parity(difference(base, free), results, errors)
 
 
-def report(results: Sequence[Result], summed: int) -> tuple[str, Mapping[str, Any]]:
-    """Tables, with the goals below them; and the verdicts as data."""
-    rows, routing = [], []
-    for r in results:
-        cells = [r.way, f"{r.replayed.largest:.2g}", f"{r.replayed.largest_likely:.2g}"]
-        if r.free is None or r.same_history is None or r.free_history is None or r.noise is None:
-            rows.append([*cells, "", "", "", ""])
-            continue
-        rows.append([*cells, *(f"{x:.2g}" for x in (r.free.mean, r.free.p99, r.free.largest, r.free.largest_likely))])
-        routing.append(
-            [
-                r.way,
-                f"{r.same_history.rate:.2%}",
-                f"{r.free_history.rate:.2%}",
-                str(r.free_history.unprovoked),
-                f"{r.free_history.shortfall:.2g}",
-                f"{r.noise.median:.2g}, {r.noise.p99:.2g}, {r.noise.largest:.2g}",
-            ]
-        )
-    compared = [r for r in results if r.free is not None]
-    replayed = max(r.replayed.largest for r in compared)
-    free = max(r.free.mean for r in compared if r.free is not None)
-    bounds = [
-        (max(r.free_history.shortfall, r.same_history.shortfall), 2 * summed * r.noise.largest)
-        for r in compared
-        if r.same_history and r.free_history and r.noise
+def report(found: Parity) -> str:
+    """Tables, and the goals below them."""
+    within = "within the noise" if found.flips_within_noise else "not explained by the noise"
+    goals = (
+        f"Replayed, largest: {found.replayed:.2g}; goal {_goals(found.replayed, REPLAYED)}. Free, mean: {found.free:.2g}; goal "
+        f"{_goals(found.free, FREE)}. The one prefill with its own experts replayed differs by at most {found.replay.largest:.2g}."
+    )
+    meaning = (
+        "Replayed, the ways have one history but for roundings, and a flip is what a way would have taken. A free flip is unprovoked where "
+        "none in an earlier layer, of the same token or of one before, can be its cause. "
+        f"{found.errors} errors of a score may add up to a shortfall: both kinds are {within}."
+    )
+    numbers, routing = ([shown(r) for r in found.results] for shown in (_numbers, _routing))
+    return "\n\n".join([table(NUMBERS, numbers), goals, table(ROUTING, routing), meaning])
+
+
+def _numbers(r: Result) -> list[str]:
+    values = (r.replayed.largest, r.replayed.largest_likely, r.free.mean, r.free.p99, r.free.largest)
+    return [r.way, *(f"{value:.2g}" for value in (*values, r.free.largest_likely))]
+
+
+def _routing(r: Result) -> list[str]:
+    same, free = r.same_history, r.free_history
+    return [
+        r.way,
+        f"{same.rate:.2%}",
+        f"{same.shortfall:.2g}",
+        f"{free.rate:.2%}",
+        str(free.unprovoked),
+        f"{free.shortfall:.2g}",
+        f"{r.noise.median:.2g}, {r.noise.p99:.2g}, {r.noise.largest:.2g}",
     ]
-    explained = all(short <= bound for short, bound in bounds)
-    judged = {
-        "replayed": [replayed, *(verdict(replayed, goal) for goal in REPLAYED)],
-        "free": [free, *(verdict(free, goal) for goal in FREE)],
-        "flips_within_noise": explained,
-    }
-    text = "\n".join(
-        [
-            table(
-                [
-                    "log-probabilities beside the first row's", "replayed, next token: largest", "100 likeliest: largest",
-                    "free, next token: mean", "99th percentile", "largest", "100 likeliest: largest",
-                ],
-                rows,
-            ),
-            "",
-            table(
-                [
-                    "experts beside the one prefill's", "flips, one history", "flips, free", "of them unprovoked",
-                    "their largest shortfall", "noise of a score: median, 99th percentile, largest",
-                ],
-                routing,
-            ),
-            "",
-            f"Replayed: {replayed:.2g}; goal {_goals(replayed, REPLAYED)}. Free, mean: {free:.2g}; goal {_goals(free, FREE)}. "
-            f"A flip is unprovoked where none in an earlier layer, of the same token or of one before, can be its cause; as {2 * summed} "
-            "errors of a score may add up to a shortfall, unprovoked flips are "
-            + ("within the noise." if explained else "not explained by the noise."),
-        ]
-    )  # fmt: skip
-    return text, judged
 
 
 def _goals(value: float, goals: tuple[float, float]) -> str:
@@ -295,10 +313,9 @@ def main() -> None:
         parser.error(f"the model has {manifest['max_positions']} positions")
     here = machine()
     where = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "the CPU"
-    results, summed = measure(model, given.tokens, given.chunk)
-    text, judged = report(results, summed)
+    found = measure(model, given.tokens, given.chunk)
     subject = f"{model.artifact.name}, {manifest['target']['name']}, {manifest['target']['storage']}"
-    text = f"{machine_line(here)} `{command_line('parity')}`\n\n{subject}, on {where}; {given.tokens} tokens.\n\n{text}"
+    text = f"{machine_line(here)} `{command_line('parity')}`\n\n{subject}, on {where}; {given.tokens} random tokens.\n\n{report(found)}"
     print(text)
     everything = {
         "machine": here | {"device": where},
@@ -306,8 +323,10 @@ def main() -> None:
         "weights": given.weights,
         "tokens": given.tokens,
         "chunk": given.chunk,
-        "results": [asdict(r) for r in results],
-        "verdicts": judged,
+        **asdict(found),
+        "replayed": found.replayed,
+        "free": found.free,
+        "flips_within_noise": found.flips_within_noise,
     }
     say(f"written: {write_json('parity', everything, given.json)}")
     if given.write:

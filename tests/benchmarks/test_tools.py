@@ -12,7 +12,7 @@ from benchmarks.common import Times, table, write_section
 from benchmarks.cpu import middle_half, ratios_by_turn, verdict_of
 from benchmarks.cpu_reference import prefill_flops, touched_bytes
 from benchmarks.linear_attention import lengths_around, measured_crossover
-from benchmarks.parity import Difference, Noise, Parted, Readings, Result, difference, report, ways
+from benchmarks.parity import Difference, Noise, Parity, Parted, Readings, Result, difference, report, ways
 from ringc.model_defs import load_spec
 from ringc.model_defs.parameters import active_parameter_count, parameter_count
 from ringc.runtime.peer.linear import decays, linear_prefill
@@ -91,12 +91,12 @@ def test_a_difference_is_of_the_next_token_and_of_the_likeliest():
 def test_flips_are_held_against_the_noise(shortfall, said):
     """Four errors of at most 0.01 explain a shortfall of 0.04."""
     off = Difference(0.01, 0.03, 0.06, 0.3)
-    way = Result("chunks", off, off, Parted(0.0, 0, 0, 0.0), Parted(0.01, 7, 2, shortfall), Noise(0.001, 0.005, 0.01))
-    text, verdicts = report([Result("one prefill", off), way], summed=2)
-    assert said in text
-    assert verdicts["replayed"] == [0.06, "missed", "missed"]
-    assert verdicts["free"] == [0.01, "reached", "missed"]
-    assert verdicts["flips_within_noise"] == (shortfall < 0.04)
+    parted = Parted(0.01, 7, 2, shortfall), Parted(0.02, 9, 3, 0.001)
+    for same, free in (parted, parted[::-1]):
+        found = Parity(off, [Result("chunks", off, off, same, free, Noise(0.001, 0.005, 0.01))], errors=4)
+        assert said in report(found)
+        assert "0.06; goal 0.05: missed, aim 0.01: missed." in report(found)
+        assert "0.01; goal 0.02: reached, aim 0.005: missed." in report(found)
 
 
 @pytest.mark.parametrize(("tokens", "counts"), [(12, [5, 5, 2]), (10, [5, 5]), (3, [3])])
