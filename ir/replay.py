@@ -85,7 +85,7 @@ def shortfall(route: Route, scores: torch.Tensor, taken: torch.Tensor) -> torch.
     if not len(scores):
         return scores.new_zeros(0)
     valid = is_choice(taken, scores.shape[-1])
-    chosen = torch.zeros(scores.shape, dtype=torch.bool)
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen.scatter_(1, taken.long().clamp(0, scores.shape[-1] - 1), True)
     grouped, chosen = (x.reshape(len(scores), route.groups, -1) for x in (scores, chosen))
     by_group = grouped.topk(min(route.group_top, grouped.shape[-1]), -1).values.sum(-1)
@@ -145,7 +145,7 @@ def _with_any_groups(route: Route, grouped: torch.Tensor, by_group: torch.Tensor
 
     def every() -> Iterator[torch.Tensor]:
         for kept in combinations(range(route.groups), route.keep):
-            mask = torch.zeros(route.groups, dtype=torch.bool)
+            mask = by_group.new_zeros(route.groups, dtype=torch.bool)
             mask[list(kept)] = True
             yield mask.expand_as(by_group)
 

@@ -21,13 +21,16 @@ KEPT = 16
 
 
 class Key(NamedTuple):
-    """What a bound program was bound for: the entry point, its numbers of tokens, sequences and wanted rows, and what it records."""
+    """What a bound program was bound for: the entry point, its numbers of tokens, sequences and wanted rows, whether it records
+    routing, and whether it replays it.
+    """
 
     entry: str
     tokens: int
     batch: int
     rows: int
     record_routing: bool = False
+    replay_routing: bool = False
 
 
 def cache_bytes(states: Mapping[str, Mapping[str, Any]], batch_size: int, max_len: int) -> int:

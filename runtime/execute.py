@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ringc.runtime.replay import Meanings, ReplayedLaunch
+
 Buffer = Callable[[int, tuple[int, ...], str], torch.Tensor]
 """`buffer(number, shape, dtype)` of a frame."""
 
@@ -57,7 +59,7 @@ class Arena:
 
 
 class Step(NamedTuple):
-    """One step of a bound program: a kernel's name, "copy" or "join", what runs it, and the keys of the prepared weights that it reads.
+    """One step of a bound program: a kernel's name, "copy", "replay" or "join", what runs it, and the keys of the weights that it reads.
 
     `beside`: it may run beside the steps that follow, up to the next "join".
     """
@@ -93,13 +95,16 @@ class Binder:
         memory: torch.Tensor | None,
         *,
         record_routing: bool = False,
+        meanings: Meanings | None = None,
     ) -> None:
         self.N, self.B, self.R, self.P, self.S = sizes.N, sizes.B, sizes.R, sizes.P, sizes.S
         self.steps: list[Step] = []
         self.experts: list[torch.Tensor] = []
         self.reads_host = False
+        self.replayed: list[ReplayedLaunch] = []
         self.high = 0
         self._record_routing = record_routing
+        self._meanings = meanings
         self._weights = weights
         self._keys = {tensor.data_ptr(): key for key, tensor in weights.items()}
         self._kernels = kernels
@@ -151,6 +156,10 @@ class Binder:
         else:
             self.steps.append(Step(kernel, self._kernels.bind(kernel, given), self._read(given), self._beside))
             self.reads_host |= self._kernels.reads_host(kernel)
+            if self._meanings is not None:
+                for launch in self._meanings.behind(kernel, given, self._sizes):
+                    self.replayed.append(launch)
+                    self.steps.append(Step("replay", launch.run, beside=self._beside))
             if self._record_routing:
                 for taken in self._kernels.experts(kernel, given):
                     self.experts.append(torch.empty_like(taken))
@@ -252,13 +261,15 @@ class Bound:
     On a GPU the second run makes a CUDA graph, and later ones replay it: launching its kernels one by one takes the host longer than they
     take. The first can't be captured, as libraries set themselves up in it.
 
-    `experts`: what each layer's routing took, where the program was bound to record it. `graphs`: see `Arena`.
+    `experts`: what each layer's routing took, where the program was bound to record it. `replayed`: where each layer's routing is given its
+    experts, where it was bound for that. `graphs`: see `Arena`; None for no graph.
     """
 
     inputs: Inputs
     logits: torch.Tensor
     steps: Sequence[Step]
     experts: Sequence[torch.Tensor]
+    replayed: Sequence[ReplayedLaunch]
     generation: int
     graphs: Graphs | None = None
     _runs: int = field(default=0, init=False)
@@ -308,6 +319,7 @@ def bind(
     arena: Arena,
     *,
     record_routing: bool = False,
+    meanings: Meanings | None = None,
 ) -> Bound:
     """Bind an entry point of a host program.
 
@@ -321,6 +333,7 @@ def bind(
         kernels: what to launch.
         arena: where intermediates live; grown if need be.
         record_routing: copy the experts that each layer takes, behind the launch that chooses them.
+        meanings: of the kernels that route, whose choice a recording is to replace; None to let them choose.
 
     Raises:
         ArtifactError: the program wants what the manifest hasn't.
@@ -332,7 +345,9 @@ def bind(
     measured = Binder(sizes, weights, kernels, None)
     program(measured, *taken, logits)
     arena.reserve(measured.high)
-    binder = Binder(sizes, weights, kernels, arena.memory, record_routing=record_routing)
+    binder = Binder(sizes, weights, kernels, arena.memory, record_routing=record_routing, meanings=meanings)
     program(binder, *taken, logits)
-    graphs = None if binder.reads_host else arena.graphs
-    return Bound(inputs, logits, tuple(binder.steps), tuple(binder.experts), arena.generation, graphs)
+    # What replays routing computes with torch, and makes tensors as it goes; what reads the host can't be repeated without it.
+    graphs = None if meanings is not None or binder.reads_host else arena.graphs
+    steps, experts, replayed = tuple(binder.steps), tuple(binder.experts), tuple(binder.replayed)
+    return Bound(inputs, logits, steps, experts, replayed, arena.generation, graphs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +16,12 @@ from ringc.runtime.cache import Cache, Key
 from ringc.runtime.decoding import Decoder
 from ringc.runtime.execute import FEWER_TOKENS, Arena, Bound, Inputs, Numbers, Sizes, bind
 from ringc.runtime.memory import check_memory
+from ringc.runtime.routing import Routing
 from ringc.runtime.sample import Sampling
 from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
+
+if TYPE_CHECKING:
+    from ringc.runtime.replay import Meanings, RoutingReplay
 
 KEEP_LOGITS = 1 << 26
 """Bytes of logits above which a bound prefill is not kept: its result would be, too."""
@@ -26,9 +30,6 @@ PREFILL = 2048
 """Tokens of a prompt that `generate` takes at a time: more need more memory and are no faster."""
 
 Ids = torch.Tensor | Sequence[int] | Sequence[Sequence[int]]
-
-Routing = list[tuple[torch.Tensor, ...]]
-"""For each call, the experts that each layer with experts took: i32[N, k], a row for each token of the call, in order of layers."""
 
 
 def load(
@@ -97,6 +98,8 @@ class Model(torch.nn.Module):
         }
         self._arena = Arena(self.device)
         self._recordings: list[Routing] = []
+        self._replay: RoutingReplay | None = None
+        self._meanings: Meanings | None = None
 
     # -- what users call
 
@@ -214,15 +217,21 @@ class Model(torch.nn.Module):
             history: of how many steps the tokens are kept.
 
         Raises:
-            RunError: a size is below 1, or there isn't enough memory.
+            RunError: a size is below 1, there isn't enough memory, or routing is being replayed.
         """
+        self._check_no_replay()
         for name, value in (("batch", batch), ("history", history)):
             if not isinstance(value, int) or value < 1:
                 raise RunError(f"{name} is {value!r}", help="give an integer of at least 1")
         records = bool(self._recordings)
         bound = self._bind(Key("decode", batch, batch, batch, records), cache)
+
+        def recordings() -> list[Routing]:
+            self._check_no_replay()
+            return self._recordings
+
         # The decoder keeps this function, and with it the weights and the kernels.
-        return Decoder(bound, cache, self._arena, history, lambda: self._recordings, records=records)
+        return Decoder(bound, cache, self._arena, history, recordings, records=records)
 
     def generate(
         self,
@@ -249,8 +258,9 @@ class Model(torch.nn.Module):
             progress: told how many tokens of the prompt are in.
 
         Raises:
-            RunError: ids outside the vocabulary, an empty prompt, a parameter out of its range.
+            RunError: ids outside the vocabulary, an empty prompt, a parameter out of its range, or routing is being replayed.
         """
+        self._check_no_replay()
         prompt = self._checked(ids, 1, "[T], of one sequence,")
         self._check_range(int(prompt.min()), int(prompt.max()))
         if max_new_tokens < 1:
@@ -307,6 +317,50 @@ class Model(torch.nn.Module):
         finally:
             self._recordings = [other for other in self._recordings if other is not calls]
 
+    @contextmanager
+    def replay_routing(
+        self, recording: Sequence[Sequence[torch.Tensor]], *, judge: bool = False
+    ) -> Iterator[RoutingReplay]:
+        """Take the experts from a recording in place of choosing them, for as long as the block runs. This needs the compiler.
+
+            with model.record_routing() as calls:
+                model.prefill(ids, cache)
+            with model.replay_routing(cut(calls, [512] * 4)):  # ringc.runtime.routing.cut
+                for part in ids.split(512, 1):
+                    model.prefill(part, other)
+
+        Each call of the model takes the next call of the recording, which must be of its tokens in the order that `record_routing` gives
+        them. What a token's experts count is computed from this model's own scores. Recording goes on, and gives what was replayed.
+        Programs are bound apart for this, and run without CUDA graphs; what isn't replayed costs nothing. `generate` and decoders don't
+        replay.
+
+        Args:
+            recording: what `record_routing` gave, or tensors like it.
+            judge: keep, for each call, the scores and what they would have chosen: `choices` of what this gives. They take
+                N * E * 4 bytes in each layer of a call.
+
+        Raises:
+            RunError: a replay is going on. In a call: the recording has no further one, or experts of another shape, or such as there
+                aren't; nothing has run then.
+            ArtifactError: the artifact's module can't be read.
+        """
+        from ringc.runtime.replay import Meanings, RoutingReplay
+
+        self._check_no_replay()
+        if self._meanings is None:
+            self._meanings = Meanings(self.artifact, self.device)
+        self._replay = RoutingReplay(list(recording), judge)
+        try:
+            yield self._replay
+        finally:
+            self._replay = None
+
+    def _check_no_replay(self) -> None:
+        if self._replay is not None:
+            raise RunError(
+                "routing is being replayed", help="only prefill, decode and whole calls replay; end its block first"
+            )
+
     def state_dict(self, *_args: Any, **_kwargs: Any) -> dict[str, Any]:  # type: ignore[override] # has no prefix
         """Published name -> tensor, read back out of the layouts that the kernels use. A copy."""
         preparation = Preparation(self.artifact.manifest["prepare"])
@@ -333,10 +387,16 @@ class Model(torch.nn.Module):
     def _run(self, entry: str, cache: Cache, inputs: Mapping[str, Numbers]) -> torch.Tensor:
         """Bind the entry point for these sizes, unless it is, and replay it."""
         rows = inputs.get("rows", inputs["ids"])
-        key = Key(entry, len(inputs["ids"]), len(inputs["slots"]), len(rows), bool(self._recordings))
+        replay = self._replay
+        sizes = len(inputs["ids"]), len(inputs["slots"]), len(rows)
+        key = Key(entry, *sizes, bool(self._recordings), replay is not None)
         bound = self.bound(key, cache)
+        if replay is not None:
+            replay.give(bound.replayed)
         bound.inputs.write(inputs)
         bound.run()
+        if replay is not None:
+            replay.note(bound.replayed)
         for calls in self._recordings:
             calls.append(tuple(taken.clone() for taken in bound.experts))
         if entry != "decode" and bound.logits.numel() * 4 > KEEP_LOGITS:
@@ -355,7 +415,7 @@ class Model(torch.nn.Module):
         return bound
 
     def _bind(self, key: Key, cache: Cache) -> Bound:
-        entry, tokens, batch, rows, record_routing = key
+        entry, tokens, batch, rows, record_routing, replay_routing = key
         counts = {"ids": tokens, "positions": tokens, "slots": batch, "offsets": batch + 1, "rows": rows}
         needed = rows * self.vocabulary["size"] * torch.float32.itemsize
         check_memory(needed, self.device, f"logits of {rows} tokens", FEWER_TOKENS)
@@ -373,6 +433,7 @@ class Model(torch.nn.Module):
             self._kernels,
             self._arena,
             record_routing=record_routing,
+            meanings=self._meanings if replay_routing else None,
         )
 
     # -- checks

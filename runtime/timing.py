@@ -63,9 +63,19 @@ class Timer:
         return bool(self._times) and self.median > UNSTEADY * min(self._times)
 
 
-def timer(bind: Bind, tensors: Sequence[torch.Tensor]) -> Timer:
-    """The timer of a kernel, for where its tensors live."""
-    return Timer(_on_gpu(bind(tensors)) if any(t.is_cuda for t in tensors) else _on_cpu(bind, tensors))
+def timer(bind: Bind, tensors: Sequence[torch.Tensor], *, reads_host: bool = False) -> Timer:
+    """The timer of a kernel, for where its tensors live; of one that reads lengths on the host, which is given them, without a graph."""
+    if not any(t.is_cuda for t in tensors):
+        return Timer(_on_cpu(bind, tensors))
+    if not reads_host:
+        return Timer(_on_gpu(bind(tensors)))
+    for t in tensors:
+        if not t.dtype.is_floating_point:
+            t.ringc_host = t.cpu().numpy()  # type: ignore[attr-defined]
+    call = bind(tensors)
+    call()
+    flushed = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
+    return Timer(partial(_between_events, call, flushed))
 
 
 def replayed(call: Callable[[], object], replays: int = 40) -> float:
@@ -110,11 +120,16 @@ def _on_gpu(call: Callable[[], object]) -> Callable[[], float]:
 
 def _replay(graph: Any, flushed: torch.Tensor, _launch: Callable[[], object]) -> float:
     """Seconds of a replay; whoever holds the graph has to hold the launch, and with it the tensors that the graph works on."""
+    return _between_events(graph.replay, flushed)
+
+
+def _between_events(call: Callable[[], object], flushed: torch.Tensor) -> float:
+    """Seconds that the GPU works on a call, with what its second-level cache held overwritten before."""
     event: Callable[..., Any] = torch.cuda.Event
     flushed.zero_()
     start, stop = event(enable_timing=True), event(enable_timing=True)
     start.record()
-    graph.replay()
+    call()
     stop.record()
     stop.synchronize()
     return float(start.elapsed_time(stop)) / 1e3

@@ -209,7 +209,8 @@ class Bench:
         inputs = TypicalInputs(kernel.function, sizes).all()
         given = call_tensors(kernel, inputs, sizes, str(device))
         del inputs
-        return "", timer(partial(kernels.bind, kernel.name), given)
+        reads_host = kernels.reads_host(kernel.name)
+        return "", timer(partial(kernels.bind, kernel.name), given, reads_host=reads_host)
 
     def result(self, choice: Choice) -> Tuned:
         """What was measured of a choice: its ways, with all implementations of their regions."""

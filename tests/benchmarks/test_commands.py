@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.models import compiled
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,6 +34,20 @@ def test_contenders_are_checked_measured_and_compared(tmp_path):
     assert job["fastest_peer"] in job["contenders"]
     assert job["ratio"] is None, "ringc wasn't asked for"
     assert "floor" in printed
+
+
+def test_the_three_ways_to_put_a_text_in_agree(tmp_path):
+    folder = compiled("ring-tiny", tmp_path / "tiny")
+    printed, result = run(tmp_path, "parity", str(folder), "--tokens", "40", "--chunk", "16")
+    assert [way["way"] for way in result["results"]] == ["chunks of 16", "token by token"]
+    assert result["replay"]["largest"] < 1e-6
+    for way in result["results"]:
+        assert 0 < way["replayed"]["largest"] < 2e-4
+        assert 0 < way["free"]["mean"] <= way["free"]["p99"] <= way["free"]["largest"] < 2e-4
+        assert way["same_history"]["count"] == way["free_history"]["count"] == 0
+        assert 0 < way["noise"]["median"] < way["noise"]["largest"] < 1e-4
+    assert result["flips_within_noise"]
+    assert "token by token" in printed
 
 
 def test_unknown_contenders_are_named(tmp_path):

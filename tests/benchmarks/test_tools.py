@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from benchmarks.common import Times, measured_crossover, table, write_section
 from benchmarks.cpu import middle_half, ratios_by_turn, verdict_of
 from benchmarks.cpu_reference import prefill_flops, touched_bytes
 from benchmarks.linear_attention import lengths_around
+from benchmarks.parity import Difference, Noise, Parity, Parted, Readings, Result, difference, report, ways
 from ringc.model_defs import load_spec
 from ringc.model_defs.parameters import active_parameter_count, parameter_count
 from ringc.runtime.peer.linear import decays, linear_prefill
@@ -73,6 +75,33 @@ def test_the_floor_counts_what_is_read():
     few = len(spec.moe_layers) * spec.moe.top_k
     assert touched_bytes(spec, 1, few) < touched_bytes(spec, 1, every) / 2
     assert prefill_flops(spec, 2048) > 2 * 2048 * 0.99 * active_parameter_count(spec)
+
+
+def test_a_difference_is_of_the_next_token_and_of_the_likeliest():
+    wanted = Readings(torch.zeros(100), torch.zeros(100, 3), torch.zeros(100, 3, dtype=torch.long))
+    off = torch.linspace(0, -0.99, 100)
+    found = difference(replace(wanted, next=off, likely=torch.full((100, 3), 0.25)), wanted)
+    assert found.mean == pytest.approx(0.495)
+    assert found.largest == pytest.approx(0.99)
+    assert found.p99 == pytest.approx(0.99 * 0.99, abs=1e-3)
+    assert found.largest_likely == 0.25
+
+
+@pytest.mark.parametrize(("shortfall", "said"), [(0.03, "within the noise"), (0.05, "not explained by the noise")])
+def test_flips_are_held_against_the_noise(shortfall, said):
+    """Four errors of at most 0.01 explain a shortfall of 0.04."""
+    off = Difference(0.01, 0.03, 0.06, 0.3)
+    parted = Parted(0.01, 7, 2, shortfall), Parted(0.02, 9, 3, 0.001)
+    for same, free in (parted, parted[::-1]):
+        found = Parity(off, [Result("chunks", off, off, same, free, Noise(0.001, 0.005, 0.01))], errors=4)
+        assert said in report(found)
+        assert "0.06; goal 0.05: missed, aim 0.01: missed." in report(found)
+        assert "0.01; goal 0.02: reached, aim 0.005: missed." in report(found)
+
+
+@pytest.mark.parametrize(("tokens", "counts"), [(12, [5, 5, 2]), (10, [5, 5]), (3, [3])])
+def test_chunks_add_up_to_the_text(tokens, counts):
+    assert [way.counts for way in ways(tokens, 5)] == [[tokens], counts, [1] * tokens]
 
 
 def test_a_section_of_the_page_is_replaced(tmp_path):
