@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+import ringc
+from ringc.codegen.packing import pack
 from ringc.errors import RunError
+from ringc.ir.text_parse import parse_module
 from ringc.model_defs import load_spec
 from ringc.runtime.flips import flips, own, score_differences
 from ringc.runtime.model import Model
+from ringc.runtime.replay import ReplayedLaunch
 from ringc.runtime.routing import Routing, cut
 from tests.reference.ring_linear import RingConfig, forward
-from tests.runtime.models import reference_config, reference_weights
+from tests.runtime.models import compiled, reference_config, reference_weights
 
 TOLERANCE = 2e-4
 """Largest error of a logit, at a standard deviation of 1."""
@@ -126,6 +131,56 @@ class TestReplay:
         logits, calls = recorded(tiny, ids)
         with tiny.replay_routing([[taken.long() for taken in calls[0]]]):
             assert error(tiny(ids), logits) < ROUNDING
+
+    def test_weights_may_be_kept_narrow(self, tiny_folder: Path, ids: torch.Tensor) -> None:
+        """The router's matrix is widened into memory that others use next."""
+        model = ringc.load(tiny_folder, "random:0", weights_dtype=torch.bfloat16)
+        logits, calls = recorded(model, ids)
+        with model.replay_routing(calls):
+            assert error(model(ids), logits) < ROUNDING
+
+    def test_generated_kernels_take_what_is_replayed(
+        self, config: RingConfig, weights: dict[str, torch.Tensor], ids: torch.Tensor, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("tvm")
+        model = ringc.load(compiled("ring-tiny", tmp_path / "tiny", "cpu"), "random:0")
+        calls = drawn(config, TOKENS, seed=8)
+        with model.replay_routing(calls):
+            made = model(ids[:1])[0]
+        assert error(made, reference(config, weights, ids[0], calls[0])) < TOLERANCE
+        logits, calls = recorded(model, ids)
+        with model.replay_routing(calls):
+            assert error(model(ids), logits) < ROUNDING
+
+    def test_a_model_without_experts_replays_nothing(self, tmp_path: Path) -> None:
+        spec = load_spec("ring-tiny")
+        dense = spec.model_copy(update={"moe": None, "mlp": spec.mlp.model_copy(update={"first_k": 0})})
+        model = ringc.load(compiled(dense, tmp_path / "dense"), "random:0")
+        wanted, calls = recorded(model, torch.tensor([[1, 2, 3]]))
+        with model.replay_routing(cut(calls, [3]), judge=True) as replay:
+            assert torch.equal(model([[1, 2, 3]]), wanted)
+        assert replay.choices == [()]
+        assert flips(replay.choices, calls).rate == 0
+
+    def test_a_blocked_weight_is_read_as_it_lies(self, generator: torch.Generator) -> None:
+        """No template takes one so far."""
+        text = """module @test level fused
+symbol N >= 0
+func @route_1(%x: f32[N, 8], %gate: f32[6, 8]@0x4) {
+%logits = matmul(%x, %gate) {transpose_b = true} : f32[N, 6]
+%experts, %weights = route(%logits, _) {top_k = 2} : i32[N, 2], f32[N, 2]
+return %experts, %weights
+}
+"""
+        x, gate = (torch.randn(n, 8, generator=generator) for n in (3, 6))
+        outputs = torch.empty(3, 2, dtype=torch.int32), torch.empty(3, 2)
+        body = parse_module(text).functions["route_1"].body
+        launch = ReplayedLaunch(body, [x, pack(gate, [(0, 4)]), *outputs], {"N": 3}, torch.device("cpu"))
+        launch.experts.copy_(torch.tensor([[5, 4], [0, 1], [3, 2]]))
+        launch.run()
+        p = torch.sigmoid(x @ gate.T).gather(1, launch.experts.long())
+        assert torch.equal(outputs[0], launch.experts)
+        torch.testing.assert_close(outputs[1], p / p.sum(-1, keepdim=True))
 
 
 class TestMistakes:
