@@ -286,7 +286,7 @@ class Bound:
 
     def launch(self) -> None:
         """Run its steps: one after the other, or into a graph that is being captured, where some stand beside others."""
-        if self.graphs is not None and torch.cuda.is_current_stream_capturing():
+        if self.graphs is not None and self.graphs.capturing:
             self._capture(self.graphs)
             return
         for step in self.steps:

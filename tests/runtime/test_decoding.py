@@ -158,6 +158,7 @@ class Recorded:
 
     def __init__(self) -> None:
         self.made: list[Callable[[], None]] = []
+        self.capturing = False
 
     def captured(self, work: Callable[[], None]) -> Recorded:
         self.made.append(work)
