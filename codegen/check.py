@@ -26,15 +26,16 @@ def check_kernel(
         kernel: what it means.
         launch: what runs it.
         sizes: of its symbols; None for reduced ones.
-        device: where it runs.
+        device: where it runs, and its reference.
         seed: of the inputs.
     """
     function = kernel.function
     body = function.body
     sizes = dict(sizes) if sizes is not None else sizes_for(function)
-    inputs = random_inputs(function, sizes, seed)
-    exact = run_block(body, [x.clone() for x in inputs], Env(dict(sizes), torch.float64))
-    plain = run_block(body, [x.clone() for x in inputs], Env(dict(sizes)))
+    inputs = random_inputs(function, sizes, seed, device)
+    with torch.device(device):
+        exact = run_block(body, [x.clone() for x in inputs], Env(dict(sizes), torch.float64))
+        plain = run_block(body, [x.clone() for x in inputs], Env(dict(sizes)))
     given = call_tensors(kernel, inputs, sizes, device)
     launch(*given)
     coarse = coarseness(body)
@@ -43,7 +44,7 @@ def check_kernel(
     for i, value in enumerate(body.outputs):
         made = given[kernel.in_place[i]] if isinstance(value.type, StateType) else next(outputs)
         name = value.name if value.name and not value.name.isdigit() else f"result {i}"
-        compared.append(compare(name, made.cpu(), exact[i], plain[i], coarse))
+        compared.append(compare(name, made, exact[i], plain[i], coarse))
     return compared
 
 

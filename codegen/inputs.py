@@ -64,15 +64,18 @@ def _decodes(function: Function) -> bool:
     return bool(function.notes.get("serves") == "decode")
 
 
-def random_inputs(function: Function, sizes: Mapping[str, int], seed: int = 0) -> list[torch.Tensor]:
+def random_inputs(
+    function: Function, sizes: Mapping[str, int], seed: int = 0, device: torch.device | str = "cpu"
+) -> list[torch.Tensor]:
     """One tensor for each argument, in logical (unpacked) layout: random numbers, offsets that ascend, ids in range, slots apart.
 
     Args:
         function: a kernel's.
         sizes: values of its symbols.
         seed: of the draw.
+        device: where they are, and where normal numbers are drawn: others there than elsewhere.
     """
-    return Inputs(function.body, dict(sizes), seed, one_each=_decodes(function)).all()
+    return Inputs(function.body, dict(sizes), seed, one_each=_decodes(function), device=device).all()
 
 
 class Inputs:
@@ -83,19 +86,29 @@ class Inputs:
         sizes: values of its symbols.
         seed: of the draw.
         one_each: every sequence has one token.
+        device: where they are, and where normal numbers are drawn.
     """
 
-    def __init__(self, block: Block, sizes: dict[str, int], seed: int, *, one_each: bool) -> None:
+    def __init__(
+        self, block: Block, sizes: dict[str, int], seed: int, *, one_each: bool, device: torch.device | str = "cpu"
+    ) -> None:
         self.block = block
         self.one_each = one_each
         self.env = Env(sizes)
+        self.device = torch.device(device)
         self.generator = torch.Generator().manual_seed(seed)
+        self.normals = self.generator
+        if self.device.type != "cpu":
+            self.normals = torch.Generator(self.device).manual_seed(seed)
         self.cuts: dict[tuple[int, int], list[int]] = {}
 
     def all(self) -> list[torch.Tensor]:
         return [self.one(arg) for arg in self.block.args]
 
     def one(self, arg: Value) -> torch.Tensor:
+        return self._drawn(arg).to(self.device)
+
+    def _drawn(self, arg: Value) -> torch.Tensor:
         type = arg.type
         if isinstance(type, StateType):
             shape = (self.env.size(type.slots), *self.env.shape(type.shape))
@@ -105,7 +118,7 @@ class Inputs:
         return self.integers(arg, type).to(type.dtype.torch)
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator)
+        return torch.randn(shape, generator=self.normals, device=self.device)
 
     def numbers(self, arg: Value, type: TensorType) -> torch.Tensor:
         shape = self.env.shape(type.shape)

@@ -114,15 +114,14 @@ class DeviceInputs(Inputs):
     def __init__(
         self, function: Function, sizes: dict[str, int], seed: int, *, integers_only: bool, one_expert: bool = False
     ) -> None:
-        super().__init__(function.body, sizes, seed, one_each=False)
+        super().__init__(function.body, sizes, seed, one_each=False, device="cuda")
         self.integers_only = integers_only
         self.one_expert = one_expert
-        self.device_generator = torch.Generator("cuda").manual_seed(seed)
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
         if self.integers_only:
-            return torch.randint(-1, 2, shape, generator=self.device_generator, device="cuda").float()
-        return torch.randn(shape, generator=self.device_generator, device="cuda")
+            return torch.randint(-1, 2, shape, generator=self.normals, device="cuda").float()
+        return super().normal(shape)
 
     def numbers(self, arg: Value, type: TensorType) -> torch.Tensor:
         users = arg.users()
@@ -146,9 +145,6 @@ class DeviceInputs(Inputs):
         if self.one_expert and isinstance(user, SortByKey):
             return torch.full((count,), user.num_keys // 3)
         return super().role(arg, user, count)
-
-    def one(self, arg: Value) -> torch.Tensor:
-        return super().one(arg).to("cuda")
 
 
 def sizes_of(tokens: int, sequences: int) -> dict[str, int]:
