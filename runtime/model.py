@@ -47,7 +47,8 @@ def load(
         folder: what `ringc compile` wrote.
         weights: a checkpoint's folder (safetensors, sharded or not), `random:SEED`, or tensors by published name.
         allow_edited: run kernels that were edited since the compile.
-        weights_dtype: keep matrices in this type (torch.bfloat16) and widen them when used: half the memory, slower.
+        weights_dtype: keep matrices in this type (torch.bfloat16) and widen them when used: half the memory, slower. On a CPU alone: for
+            a GPU they are of two bytes, and its kernels ask for weights before the launch that would widen them has ended.
         room: bytes that must be left beside the weights, as for a cache (`ringc.runtime.cache.cache_bytes`).
         progress: told how many of the weights are loaded.
 
@@ -87,7 +88,7 @@ class Model(torch.nn.Module):
             weights,
             self.device,
             ignored=manifest["ignored_tensors"],
-            narrow=weights_dtype,
+            narrow=weights_dtype if self.device.type == "cpu" else None,
             room=room,
             progress=progress,
         )
