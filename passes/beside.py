@@ -7,11 +7,11 @@ its operands are there, is marked, and joins where its results are read. `ringc.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ringc.ir.core import Block, Function, Module, Op
-from ringc.ir.ops.call import Launch
+from ringc.ir.ops.call import Call, Launch
 from ringc.ir.ops.shape import Reshape
 from ringc.ir.types import StateType
 from ringc.passes.framework import Pass
@@ -31,7 +31,7 @@ class Beside(Pass):
             return  # a kernel has all threads of a CPU
         for function in module.functions.values():
             if "family" not in function.notes and function.name != "prepare":
-                _mark(module, function)
+                _mark(function, _seconds(module, function, typical_sizes(*service(function))))
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,36 @@ class Branch:
     end: int
 
 
-def _mark(module: Module, function: Function) -> None:
+def _seconds(module: Module, function: Function, sizes: Mapping[str, int]) -> dict[Op, float]:
+    """The predicted time of each operation; of a call that of all launches in it."""
+    found: dict[Op, float] = {}
+    calls: dict[str, float] = {}
+    for op in function.body.ops:
+        found[op] = 0.0
+        if isinstance(op, Launch):
+            found[op] = seconds_at(str(module.functions[op.kernel].notes.get("seconds", "0")), sizes)
+        elif isinstance(op, Call):
+            if op.callee not in calls:
+                calls[op.callee] = sum(_seconds(module, module.functions[op.callee], sizes).values())
+            found[op] = calls[op.callee]
+    return found
+
+
+def _mark(function: Function, seconds: Mapping[Op, float]) -> None:
     """Move the branches of a function to their beginnings, and mark them."""
-    sizes = typical_sizes(*service(function))
     ops = function.body.ops
-    seconds = {
-        op: seconds_at(str(module.functions[op.kernel].notes.get("seconds", "0")), sizes)
-        if isinstance(op, Launch)
-        else 0.0
-        for op in ops
-    }
     critical = _critical(ops, seconds)
     taken: list[Branch] = []
     for branch in sorted(_branches(ops, critical), key=lambda b: -sum(seconds[op] for op in b.ops)):
-        beside = any(isinstance(op, Launch) and op not in branch.ops for op in ops[branch.start + 1 : branch.end])
+        between = ops[branch.start + 1 : branch.end]
+        beside = any(isinstance(op, Launch | Call) and op not in branch.ops for op in between)
         if beside and all(branch.end <= other.start + 1 or other.end <= branch.start + 1 for other in taken):
             taken.append(branch)
     for branch in sorted(taken, key=lambda b: -b.start):
         _move(function.body, branch)
 
 
-def _critical(ops: Sequence[Op], seconds: dict[Op, float]) -> set[Op]:
+def _critical(ops: Sequence[Op], seconds: Mapping[Op, float]) -> set[Op]:
     """The operations on the path that takes longest."""
     until: dict[Op, float] = {}
     through: dict[Op, Op | None] = {}

@@ -135,7 +135,7 @@ def calibrate(
     Raises:
         DeviceError: the file is something else, or can't be written.
         ToolchainError: the target doesn't run here.
-        UsageError: there is nothing to choose.
+        UsageError: there is nothing to measure.
     """
     from ringc.passes.device import check_output
     from ringc.passes.target import target as find_target

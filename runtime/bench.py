@@ -338,12 +338,13 @@ class _Measured:
             bound.run()
         on_gpu = self._model.device.type == "cuda"
         self.times.append(event_times(bound.run, rounds) if on_gpu else clock_times(bound.run, rounds))
-        runs = [step.run for step in bound.steps]
+        steps = [step for step in bound.steps if step.kernel != "join"]
+        runs = [step.run for step in steps]
         passes = device_seconds(runs, PASSES) if on_gpu else [_clocked(runs) for _ in range(max(PASSES, rounds))]
-        works = step_works(self._manifest, bound.steps, call.run)
-        for step, work, *seconds in zip(bound.steps, works, *passes, strict=True):
+        works = step_works(self._manifest, steps, call.run)
+        for step, work, *seconds in zip(steps, works, *passes, strict=True):
             self._launches.append((step.kernel, statistics.median(seconds), work))
-        self.necessary.append(necessary_work(self._manifest, bound.steps, call.run))
+        self.necessary.append(necessary_work(self._manifest, steps, call.run))
         self._cache.keep(call.key, bound)
 
     def kernels(self, rates: Rates) -> list[KernelTime]:

@@ -20,6 +20,8 @@ PLAIN_SHARED = 48 << 10
 
 _MAX_DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+_INVALID_VALUE = 1
+"""CUDA_ERROR_INVALID_VALUE."""
 _PROGRAMMATIC = 6
 """CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION."""
 
@@ -60,13 +62,28 @@ def _driver() -> ctypes.CDLL:
     return found
 
 
+def _status(name: str, *arguments: Any) -> int:
+    """Call a function of the driver; 0 if it succeeded.
+
+    Raises:
+        ToolchainError: the driver has no such function.
+    """
+    function = getattr(_driver(), name, None)
+    if function is None:
+        raise ToolchainError(f"CUDA's driver has no {name}", help="install a driver for CUDA 12.4 or newer")
+    return int(function(*arguments))
+
+
 def _call(name: str, *arguments: Any) -> None:
     """Call a function of the driver.
 
     Raises:
         ToolchainError: it failed.
     """
-    status = getattr(_driver(), name)(*arguments)
+    _check(name, _status(name, *arguments))
+
+
+def _check(name: str, status: int) -> None:
     if status:
         text = ctypes.c_char_p()
         _driver().cuGetErrorString(status, ctypes.byref(text))
@@ -100,13 +117,20 @@ class Binary:
         self._overlaps = overlaps
 
     def parameters(self) -> list[int]:
-        """Bytes of each of the kernel's parameters."""
+        """Bytes of each of the kernel's parameters.
+
+        Raises:
+            ToolchainError: the driver is too old to tell.
+        """
         found: list[int] = []
         offset, size = ctypes.c_size_t(), ctypes.c_size_t()
-        info = _driver().cuFuncGetParamInfo
-        while not info(self._function, ctypes.c_size_t(len(found)), ctypes.byref(offset), ctypes.byref(size)):
+        while True:
+            index = ctypes.c_size_t(len(found))
+            status = _status("cuFuncGetParamInfo", self._function, index, ctypes.byref(offset), ctypes.byref(size))
+            if status == _INVALID_VALUE:  # there are no more
+                return found
+            _check("cuFuncGetParamInfo", status)
             found.append(size.value)
-        return found
 
     def prepared(self, grid: Sequence[int], arguments: Arguments) -> Launch:
         """A launch on these arguments."""

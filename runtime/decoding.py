@@ -57,7 +57,7 @@ class Decoder:
         self._memory = arena.memory
         self._bound = bound
         self._cache = cache
-        self._graphs = arena.graphs
+        self._graphs = bound.graphs
         self._captured: dict[Kind, torch.cuda.CUDAGraph] = {}
         self._recordings = recordings
         self._records = records
@@ -111,7 +111,8 @@ class Decoder:
             The first token, int32 [], on the device.
 
         Raises:
-            RunError: there is no such row or slot, one of them is taken, or `first` is neither a token nor such logits.
+            RunError: there is no such row or slot, one of them is taken, `first` is neither a token nor such logits, or the seed is no
+                integer.
         """
         if not isinstance(row, int) or not 0 <= row < self.batch:
             raise RunError(
@@ -119,6 +120,8 @@ class Decoder:
             )
         if self._held[row] is not None:
             raise RunError(f"row {row} holds a sequence", help="let it leave first, or take an empty row")
+        if not isinstance(slot, int) or not (seed is None or isinstance(seed, int)):
+            raise RunError(f"slot {slot!r} and seed {seed!r}", help="both are integers")
         self._cache.check_slots([slot])
         if slot in self.slots:
             raise RunError(f"slot {slot} is in row {self.slots.index(slot)} already", help="give each sequence one row")
@@ -132,7 +135,6 @@ class Decoder:
         elif not isinstance(first, int) or not 0 <= first < size:
             raise RunError(f"the token is {first!r}", help=f"tokens are integers in 0 .. {size - 1}")
         length = self._cache.length(slot)
-        self._held[row] = _Held(slot, length, sampling)
         # Numbers go along as arguments of tiny kernels: no memory of the host has to stay as it is until they are read.
         self._parameters.put(row, sampling)
         self._streams[row].fill_(stream_of(secrets.randbits(64) if seed is None else seed))
@@ -145,6 +147,7 @@ class Decoder:
             self._ids[own].copy_(draw(first.view(1, -1).to(self._ids.device), rows, uniforms, Kind.of([sampling])))
         else:
             self._ids[row].fill_(first)
+        self._held[row] = _Held(slot, length, sampling)
         return self._ids[row].clone()
 
     def leave(self, row: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,16 +25,13 @@ class Graphs:
         self._keeper = self.captured(lambda: torch.zeros(1, device="cuda"))
         self._pool = self._keeper.pool()
 
-    def captured(self, work: Callable[[], Any], generators: Sequence[torch.Generator] = ()) -> torch.cuda.CUDAGraph:
+    def captured(self, work: Callable[[], Any]) -> torch.cuda.CUDAGraph:
         """A graph of what `work` launches, which isn't run.
 
         Args:
             work: launches on the current stream; must not wait for the GPU, and must have run once before.
-            generators: of the random numbers that it draws: each replay draws others.
         """
         graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
         # `torch.cuda.graph` would collect garbage and empty the allocator's cache first, tens of milliseconds each time.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

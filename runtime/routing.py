@@ -25,6 +25,8 @@ def cut(recording: Sequence[Sequence[torch.Tensor]], counts: Sequence[int], *, b
     """
     if batch < 1 or any(n < 1 for n in counts):
         raise RunError(f"calls of {list(counts)} tokens of {batch} sequences", help="all of them are at least 1")
+    if not recording:
+        raise RunError("a recording of no calls", help="give what `record_routing` recorded")
     if len({len(call) for call in recording}) > 1:
         raise RunError("calls with experts in different numbers of layers", help="give calls of one model")
     layers = [_cut_layer(layer, counts, batch) for layer in zip(*recording, strict=True)]

@@ -109,7 +109,7 @@ def _on_cpu(bind: Bind, tensors: Sequence[torch.Tensor]) -> Callable[[], float]:
 
 def _on_gpu(call: Callable[[], object]) -> Callable[[], float]:
     """By events around a CUDA graph, so that what the host takes for a launch doesn't count."""
-    call()  # compiles
+    call()  # libraries set themselves up, and a kernel that isn't built yet is compiled
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

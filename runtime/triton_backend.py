@@ -16,7 +16,7 @@ import torch
 
 from ringc.codegen.triton.labels import labels
 from ringc.codegen.triton.toolchain import known_problems
-from ringc.errors import ArtifactError, Place, ToolchainError
+from ringc.errors import ArtifactError, Place, RunError, ToolchainError
 from ringc.runtime.cuda_driver import Binary, Launch
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _argument(value: Any, type: str, name: str) -> Any:
         return _NUMBERS[type](value)
     address = value.data_ptr()
     if address % ALIGNED:
-        raise ValueError(f"{name} isn't at a multiple of {ALIGNED} bytes")
+        raise RunError(f"{name} isn't at a multiple of {ALIGNED} bytes", help="give tensors whose memory begins there")
     return ctypes.c_void_p(address)
 
 

@@ -405,7 +405,7 @@ def build(job: CompileJob, toolchain: Toolchain) -> CompiledKernel:
     launch = {
         "num_warps": int(metadata.num_warps),
         "shared": int(metadata.shared),
-        "global_scratch_size": int(getattr(metadata, "global_scratch_size", 0)),
+        "global_scratch_size": sum(int(getattr(metadata, f"{kind}_scratch_size", 0)) for kind in ("global", "profile")),
     }
     entry = next(row for row in usage if row.function == metadata.name)
     ptx = stages["ptx"].decode()

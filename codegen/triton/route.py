@@ -29,7 +29,7 @@ LONGEST = 8192
 """Longest row of the weight that is held so."""
 
 _RESERVED = (
-    *RESERVED, "pinned", "LOWEST", "ordered", "unordered", "stream", "FEW",
+    *RESERVED, "pinned", "LOWEST", "logits_of", "ordered", "unordered", "stream", "FEW",
     "product", "choose", "experts", "weights", "partial", "rows", "parts", "steps", "few", "ROWS", "tiles",
 )  # fmt: skip
 
@@ -267,12 +267,7 @@ def _choose(region: _Region, groups: int, keep: int, logit: str) -> str:
     put("    member = tl.arange(0, EACH_TILE)")
     put("    number = group[:, None] * EACH + member[None, :]")
     put("    real = (group < GROUPS)[:, None] & (member < EACH)[None, :]")
-    put("    x = tl.zeros([GROUP_TILE, EACH_TILE], dtype=tl.float32)")
-    put("    for part in tl.range(parts, loop_unroll_factor=8):")
-    put("        at = (part * rows + row) * (GROUPS * EACH) + number")
-    put("        x += tl.load(logits + at, mask=real, other=0.0).to(tl.float32)")
-    if rounded:
-        put(f"    x = x{rounded}")
+    put(f"    x = logits_of(logits, row, rows, parts, number, real, GROUPS * EACH){rounded}")
     if op.score == "sigmoid":
         put("    p = 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634))")
     else:
@@ -309,12 +304,7 @@ def _choose(region: _Region, groups: int, keep: int, logit: str) -> str:
     put("        first = tl.min(tl.where(score == best, number, GROUPS * EACH), 0)")
     put("        chosen = tl.where(rank == i, first, chosen)")
     put("        score = tl.where(number == first, LOWEST, score)")
-    put("    x = tl.zeros([TOP_TILE], dtype=tl.float32)")
-    put("    for part in tl.range(parts, loop_unroll_factor=8):")
-    put("        at = (part * rows + row) * (GROUPS * EACH) + chosen")
-    put("        x += tl.load(logits + at, mask=rank < TOP_K, other=0.0).to(tl.float32)")
-    if rounded:
-        put(f"    x = x{rounded}")
+    put(f"    x = logits_of(logits, row, rows, parts, chosen, rank < TOP_K, GROUPS * EACH){rounded}")
     if op.score == "sigmoid":
         put("    weight = tl.where(rank < TOP_K, 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634)), 0.0)")
     else:
@@ -327,7 +317,16 @@ def _choose(region: _Region, groups: int, keep: int, logit: str) -> str:
     return f"{_ORDER}\n\n\n" + "\n".join(lines)
 
 
-_ORDER = '''LOWEST = tl.constexpr(-(1 << 31))
+_ORDER = '''@triton.jit
+def logits_of(logits, row, rows, parts, expert, real, EXPERTS: tl.constexpr):
+    """A row's logits of some experts: the sum of its parts."""
+    x = tl.zeros(expert.shape, dtype=tl.float32)
+    for part in tl.range(parts, loop_unroll_factor=8):
+        x += tl.load(logits + (part * rows + row) * EXPERTS + expert, mask=real, other=0.0).to(tl.float32)
+    return x
+
+
+LOWEST = tl.constexpr(-(1 << 31))
 """Below every score."""
 
 

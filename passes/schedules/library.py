@@ -19,6 +19,9 @@ The call wants lengths on the host, so that a program with it can't be a CUDA gr
 small beside a long prompt.
 """
 
+WIDEST_HEAD = 128
+"""Numbers of a head that cuDNN's attention takes at most on every GPU in question."""
+
 SLOW_ROWS = 16
 """Rows up to which MKL runs far below its rate. Measured for 8; where it ends was not."""
 
@@ -50,7 +53,9 @@ def call(body: Block, rows: Rows, target: Target) -> Candidate:
 def _on_gpu(op: object, rows: Rows) -> str:
     """Why a call can't stand in an entry point on a GPU, if so."""
     if isinstance(op, Attention) and rows[0] >= LONG_PROMPT:
-        return ""
+        width = int(op.q.shape[2])
+        fits = op.q.type.dtype.bytes == 2 and width % 8 == 0 and width <= WIDEST_HEAD
+        return "" if fits else f"cuDNN takes heads of up to {WIDEST_HEAD} numbers of two bytes, a multiple of 8"
     if not isinstance(op, MatMul):
         return "PyTorch's call needs the segments' sizes on the host, which would wait for the GPU"
     if op.result.type != op.a.tensor.with_shape(op.result.shape):
