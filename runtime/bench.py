@@ -255,6 +255,9 @@ def measure(model: Model, plan: Plan, rates: Rates, progress: Progress = lambda 
     memory = Memory(model.weight_bytes, cache.bytes, model.intermediate_bytes, _peak(on_gpu))
     progress("machine", 0, 1)
     words = machine(model.device, manifest["tools"], measured.last.run)
+    if on_gpu:
+        graphs = measured.last.graphs is not None
+        words["programs"] = "CUDA graphs" if graphs else "launched one by one: lengths are read on the host"
 
     kernels, works = measured.kernels(rates), measured.necessary
     floor = Floor(

@@ -60,6 +60,13 @@ def test_lengths_are_those_that_the_host_knows(made: Kernel, tmp_path: Path) -> 
     assert torch.equal(given[-1], wanted)
 
 
+@pytest.mark.parametrize(
+    "text", [TEXT.replace("bf16", "f32"), TEXT.replace("8, 16]", "8, 20]").replace("2, 16]>", "2, 20]>")]
+)
+def test_cudnn_takes_no_other_heads(text: str) -> None:
+    assert "cuDNN takes heads" in choice(kernel(text, "torch.library").function.body, (2048, 0))
+
+
 def choice(body: Block, rows: Rows) -> str:
     return candidates("library", body, rows, target("sm_90"))[0].illegal
 

@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from ringc.codegen.program import emit_program
-from ringc.ir.core import Function, Op
 from ringc.ir.ops.call import Launch
-from ringc.ir.ops.shape import Reshape
 from ringc.ir.text_parse import parse_module
 from ringc.ir.text_print import print_module
 from ringc.passes.framework import PassManager
-from ringc.passes.memory import joins, storage_of
+from ringc.passes.memory import joins
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.target import target
 from tests.passes.support_model import Program, inputs_of, tiny_spec
@@ -40,48 +38,6 @@ def test_the_shared_expert_runs_beside_routing(program: Program) -> None:
     between = layer.body.ops[layer.body.ops.index(marked[-1]) + 1 : end]
     launched = [program.lowered.functions[op.kernel].notes["family"] for op in between if isinstance(op, Launch)]
     assert launched == ["route", "sort", "grouped", "grouped"]
-
-
-def touched(op: Launch) -> tuple[set[int], set[int]]:
-    """Buffers that a launch reads, and those that it writes."""
-    return {b for v in op.inputs() for b in places_of(storage_of(v).op, storage_of(v).index)}, {
-        b for b in (*op.buffers, *op.scratch) if b >= 0
-    }
-
-
-def places_of(op: Op | None, index: int) -> list[int]:
-    buffers = getattr(op, "buffers", ())
-    return [buffers[index]] if buffers and buffers[index] >= 0 else []
-
-
-def functions(program: Program) -> list[Function]:
-    return [f for f in program.lowered.functions.values() if joins(f.body)]
-
-
-def test_what_runs_beside_shares_no_memory_with_what_runs_then(program: Program) -> None:
-    checked = 0
-    for function in functions(program):
-        ops = function.body.ops
-        for op, end in joins(function.body).items():
-            assert isinstance(op, Launch)
-            reads, writes = touched(op)
-            for other in ops[ops.index(op) + 1 : end]:
-                if not isinstance(other, Launch) or other.beside:
-                    continue
-                others = touched(other)
-                assert not writes & (others[0] | others[1]), f"{op} writes what {other} touches"
-                assert not reads & others[1], f"{other} writes what {op} reads"
-                checked += 1
-    assert checked > 20
-
-
-def test_nothing_is_read_before_it_has_joined(program: Program) -> None:
-    for function in functions(program):
-        ops = function.body.ops
-        ends = joins(function.body)
-        for op, end in ends.items():
-            readers = [u for r in op.results for u in r.users() if not isinstance(u, Reshape) and u not in ends]
-            assert all(ops.index(u) >= end for u in readers)
 
 
 def test_the_host_program_says_so(program: Program) -> None:
