@@ -144,6 +144,16 @@ def peer_lightning(tokens: int, config: dict[str, int]) -> tuple[float, str]:
     return microseconds(lambda: module.fwd(q, k, v, slopes, 128**-0.5, config)), ""
 
 
+def fla(tokens: int) -> tuple[float, str]:
+    """flash-linear-attention's kernel for constant decays, with the state given back."""
+    from fla.ops.simple_gla import chunk_simple_gla  # type: ignore[import-not-found,unused-ignore]
+
+    q, k, v = (torch.randn(1, tokens, 16, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    slopes = torch.exp2(-8.0 * torch.arange(1, 17, device="cuda") / 16).float()
+    call = partial(chunk_simple_gla, q, k, v, g_gamma=-slopes, scale=128**-0.5, output_final_state=True)
+    return microseconds(call), ""
+
+
 def peer_experts_up(tokens: int, block: int, warps: int, stages: int) -> tuple[float, str]:
     """proto_moe's gather + product + SwiGLU at bf16. It multiplies by the routing weights too."""
     module = peer("proto_moe")
@@ -199,6 +209,7 @@ def main() -> None:
         what = f"linear attention T={tokens} H=16 D=128"
         timed = partial(ours, "linear_chunked", "triton.linear_chunked", one | {"N": tokens}, one_sequence)
         row(what, "ringc linear_chunked", timed)
+        row(what, "fla chunk_simple_gla", partial(fla, tokens))
         for v, warps, first, second in ((64, 4, 3, 2), (64, 4, 3, 3), (128, 8, 3, 2)):
             config = {"C": 64, "BV": v, "warps": warps, "st1": first, "st2": second}
             row(what, f"peer BV{v} w{warps} st{second}", partial(peer_lightning, tokens, config))
