@@ -90,6 +90,7 @@ class Configuration:
     signature: Mapping[str, str]
     load: Callable[[], Binary]
     _binary: Binary | None = None
+    _sizes: Sequence[int] = ()
 
     def prepared(self, grid: Sequence[int], arguments: Sequence[Any], names: Sequence[str]) -> Launch:
         """A launch of it.
@@ -108,11 +109,11 @@ class Configuration:
         values = [_argument(given[name], self.signature[name], name) for name in names if name in given]
         if self._binary is None:
             self._binary = self.load()
-        sizes = self._binary.parameters()
-        if [ctypes.sizeof(v) for v in values] != sizes[: len(values)]:
+            self._sizes = self._binary.parameters()
+        if [ctypes.sizeof(v) for v in values] != list(self._sizes[: len(values)]):
             raise ValueError(f"{self.name} is given {len(values)} arguments, and the binary takes others")
         # Behind them Triton's compiler puts pointers to scratch memory, of which these kernels use none.
-        values += [ctypes.c_void_p(0) for _ in sizes[len(values) :]]
+        values += [ctypes.c_void_p(0) for _ in self._sizes[len(values) :]]
         return self._binary.prepared(grid, values)
 
 
