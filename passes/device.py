@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ringc.errors import DeviceError, Place
-from ringc.json_file import misfit, read_json, write_whole
+from ringc.json_file import check_version, misfit, read_json, write_whole
 
 FORMAT_VERSION = 1
 
@@ -112,13 +112,8 @@ def load_device(path: str | Path, target: str | None = None) -> Device:
         raise DeviceError(
             "the file is no device description: it says no format_version or no bandwidth", place=place, help=_REMEDY
         )
-    version = found.pop("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise DeviceError(
-            f"the device description has format version {str(version)[:40]}, and this ringc reads {FORMAT_VERSION}",
-            place=place,
-            help="calibrate again with this ringc",
-        )
+    remedy = "calibrate again with this ringc"
+    check_version(found, FORMAT_VERSION, "the device description", DeviceError, place, remedy)
     problem = misfit(found, _SHAPE) or _wrong(found)
     if problem:
         raise DeviceError(f"the device description {problem}", place=place, help=f"mend it, or {_REMEDY}")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ringc.errors import Place, RecordError
-from ringc.json_file import misfit, read_json, write_whole
+from ringc.json_file import check_version, misfit, read_json, write_whole
 
 FORMAT_VERSION = 1
 
@@ -143,13 +143,7 @@ def load_record(path: str | Path, target: str) -> Record:
     data, found = read_json(path, "the tuning record", RecordError, _REMEDY)
     if not isinstance(found, dict) or "format_version" not in found:
         raise RecordError("the file is no tuning record: it says no format_version", place=place, help=_REMEDY)
-    version = found.pop("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise RecordError(
-            f"the tuning record has format version {str(version)[:40]}, and this ringc reads {FORMAT_VERSION}",
-            place=place,
-            help="tune again with this ringc",
-        )
+    check_version(found, FORMAT_VERSION, "the tuning record", RecordError, place, "tune again with this ringc")
     problem = misfit(found, {"target": str, "device": str, "entries": list})
     if problem:
         raise RecordError(f"the tuning record {problem}", place=place, help=_REMEDY)

@@ -34,6 +34,28 @@ def read_json(path: Path, what: str, wrong: type[RingcError], help: str) -> tupl
         raise wrong(f"{what} can't be read: {reason(error)}", place=Place(path), help=help) from error
 
 
+def check_version(
+    found: dict[str, Any], known: int, what: str, wrong: type[RingcError], place: Place, help: str
+) -> None:
+    """Take an object's `format_version` out of it, and raise unless it is the one that is known.
+
+    Args:
+        found: has a `format_version`.
+        known: the one that this ringc reads.
+        what: it is, for messages: "the tuning record".
+        wrong: the class of error to raise.
+        place: the file.
+        help: the remedy.
+
+    Raises:
+        RingcError: of the class `wrong`: it is another one.
+    """
+    version = found.pop("format_version")
+    if version != known or isinstance(version, bool):
+        shown = str(version)[:40]
+        raise wrong(f"{what} has format version {shown}, and this ringc reads {known}", place=place, help=help)
+
+
 def misfit(value: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
     """Which key of an object is missing, of another type than the shape says, or unknown; nothing where all is right."""
     for key, type in shape.items():
