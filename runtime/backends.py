@@ -44,7 +44,7 @@ class Loader(Protocol):
         """
 
     def bind(self, launch: Launcher, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
-        """A launch on tensors that stay where they are, as cheap to call as the back end allows."""
+        """A launch on tensors that stay where they are, as cheap to call as the back end allows; it keeps them alive."""
 
 
 _EDITED = "mend the edited file, or compile the artifact again"

@@ -14,7 +14,7 @@ import torch
 
 from ringc.errors import RunError
 from ringc.runtime.cache import Cache
-from ringc.runtime.execute import Arena, Bound
+from ringc.runtime.execute import Bound
 from ringc.runtime.sample import Kind, Parameters, Sampling, draw
 from ringc.runtime.uniform import stream_of, uniform
 
@@ -47,14 +47,11 @@ class Decoder:
         self,
         bound: Bound,
         cache: Cache,
-        arena: Arena,
         history: int,
         recordings: Callable[[], Sequence[list[tuple[torch.Tensor, ...]]]],
         *,
         records: bool,
     ) -> None:
-        # Launches know addresses alone. The arena may become a larger one while this is in use, so its memory of now is kept.
-        self._memory = arena.memory
         self._bound = bound
         self._cache = cache
         self._graphs = bound.graphs

@@ -232,7 +232,7 @@ class Model(torch.nn.Module):
             return self._recordings
 
         # The decoder keeps this function, and with it the weights and the kernels.
-        return Decoder(bound, cache, self._arena, history, recordings, records=records)
+        return Decoder(bound, cache, history, recordings, records=records)
 
     def generate(
         self,

@@ -171,7 +171,7 @@ class BuiltKernel:
             function.configurations.append(Configuration(label, pinned, job["signature"], load))
 
     def bind(self, *tensors: torch.Tensor) -> Callable[[], None]:
-        """The launches on these tensors, which the caller keeps.
+        """The launches on these tensors, which stay alive with what is returned: a launch itself knows addresses alone.
 
         Raises:
             ArtifactError: the file and its binaries don't fit.
@@ -183,18 +183,15 @@ class BuiltKernel:
             raise ArtifactError(
                 f"kernel {self._name} can't be launched: {error}", place=self._place, help="compile the artifact again"
             ) from error
-        launches = tuple(self._noted)
-        if len(launches) == 1:
-            return launches[0]
-
-        def run() -> None:
-            for launch in launches:
-                launch()
-
-        return run
+        return functools.partial(_run, tuple(self._noted), tensors)
 
     def __call__(self, *tensors: torch.Tensor) -> None:
         self.bind(*tensors)()
+
+
+def _run(launches: Sequence[Launch], _kept: Sequence[torch.Tensor]) -> None:
+    for launch in launches:
+        launch()
 
 
 def _load(artifact: Artifact, entry: Mapping[str, Any], label: str, kernel: str, *, overlaps: bool) -> Binary:

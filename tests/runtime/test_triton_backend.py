@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,25 @@ def test_launch_decides_once_and_its_binaries_run_with_scratch_pointers_behind(
     assert binaries[1].launched[0][0] == (1,)
     loader.bind(launch, [x[:0], y[:0]])()  # no program: nothing is launched
     assert sum(len(b.launched) for b in binaries) == 3
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_a_bound_launch_keeps_its_tensors_alive(
+    binaries: list[Recorder], built: Built, tmp_path: Path, calls: int
+) -> None:
+    """A graph replays addresses: memory that was freed meanwhile would be another's."""
+    call = "    double[(1,)](x, y, x.shape[0], **pinned(JOBS[0]))\n"
+    artifact, entry = opened(tmp_path, built, f"def launch(x, y):\n    pass\n{call * calls}")
+    loader = TritonLoader()
+    tensors = [torch.zeros(32), torch.zeros(32)]
+    living = [weakref.ref(t.untyped_storage()) for t in tensors]
+    run = loader.bind(loader.load(artifact, "small", entry), tensors)
+    del tensors
+    assert all(one() is not None for one in living)
+    run()
+    assert sum(len(b.launched) for b in binaries) == calls
+    del run
+    assert all(one() is None for one in living)
 
 
 @pytest.mark.parametrize(
