@@ -19,7 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.common import ROOT, command_line, machine, machine_line, table, verdict, write_json, write_section
+from benchmarks.common import (
+    ROOT,
+    command_line,
+    machine,
+    machine_line,
+    options,
+    table,
+    verdict,
+    write_json,
+    write_section,
+)
 
 GOAL = 90.0
 """Seconds from the compile's start to the first token of a captured step, of ring-mini-linear-2.0."""
@@ -67,16 +77,10 @@ def started(folder: Path, prompt: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cold_start",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("cold_start", __doc__)
     parser.add_argument("--preset", default="ring-mini-linear-2.0", help="a preset, or a spec's file")
     parser.add_argument("--target", default="sm_90")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the first prompt")
-    parser.add_argument("--json", type=Path, help="where the numbers go; build/benchmarks/cold_start.json if not given")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--started", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.started is not None:

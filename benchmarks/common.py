@@ -1,7 +1,8 @@
-"""What the benchmarks share: the machine in words, times and their spread, tables, and the page that they are written to."""
+"""What the benchmarks share: the machine in words, times and their spread, tables, options, and the page that they are written to."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -120,6 +121,21 @@ def machine_line(found: dict[str, Any]) -> str:
         f"{found['date']}; {found['processor']}, {found['cores']} cores{busy}; Python {found['python']}, torch {found['torch']}, "
         f"apache-tvm {found['apache-tvm']}, Triton {found['triton']}."
     )
+
+
+def options(name: str, what: str | None) -> argparse.ArgumentParser:
+    """What every benchmark's command understands; each adds its own.
+
+    Args:
+        name: of the benchmark's module.
+        what: the module's docstring, shown as help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=what, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help=f"where the numbers go; build/benchmarks/{name}.json if not given")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    return parser
 
 
 def command_line(name: str) -> str:

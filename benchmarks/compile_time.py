@@ -8,7 +8,6 @@ second one finds the first one's kernels. Memory is the largest resident set of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from benchmarks.common import (
     command_line,
     machine,
     machine_line,
+    options,
     table,
     verdict,
     write_json,
@@ -145,16 +145,8 @@ def _against(value: float, goal: float | None, form: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compile_time",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("compile_time", __doc__)
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated PRESET:TARGET")
-    parser.add_argument(
-        "--json", type=Path, help="where the numbers go; build/benchmarks/compile_time.json if not given"
-    )
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
 
     found = machine()

@@ -10,7 +10,6 @@ speed at which this machine reads memory, and the operations of a prompt at the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -18,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
@@ -30,6 +28,7 @@ from benchmarks.common import (
     machine,
     machine_line,
     milliseconds,
+    options,
     table,
     write_json,
     write_section,
@@ -286,17 +285,13 @@ def serve_helper(task: str, preset: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options("cpu", __doc__)
     parser.add_argument("--preset", default="ring-small", help="a preset's name or a spec's file")
     parser.add_argument("--contenders", default=",".join(USUAL), help=f"comma-separated, of: {', '.join(contenders())}")
     parser.add_argument("--jobs", default=",".join(JOBS), help=f"comma-separated, of: {', '.join(JOBS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="decoding steps of a turn, of which a round has three")
     parser.add_argument("--prompts", type=int, default=3, help="prompts of a round")
-    parser.add_argument("--json", type=Path, help="where the numbers go; build/benchmarks/cpu.json if not given")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--contender", help="be this contender's process (used by the benchmark itself)")
     given = parser.parse_args()
     if given.contender in ("rates", "reference"):

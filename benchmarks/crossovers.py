@@ -9,7 +9,6 @@ predictions from a description that `ringc calibrate` wrote; `--predict` makes t
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import command_line, measured_crossover, package, table, write_json, write_section
+from benchmarks.common import command_line, measured_crossover, options, package, table, write_json, write_section
 from benchmarks.decisions import Decision, Way, arrange, decisions
 from ringc.codegen.cache import Cache
 from ringc.codegen.check import call_tensors
@@ -154,17 +153,11 @@ def about(target: Target, *, measured: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.crossovers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("crossovers", __doc__)
     parser.add_argument("--target", default="sm_90", choices=("sm_80", "sm_90", "sm_100"))
     parser.add_argument("--device", type=Path, help="a device description, by which crossovers are predicted")
     parser.add_argument("--predict", action="store_true", help="measure nothing")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after which no further size is begun")
-    parser.add_argument("--json", type=Path, help="where the numbers go; build/benchmarks/crossovers.json if not given")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
 
     deadline = time.monotonic() + given.seconds

@@ -9,7 +9,6 @@ on segments side by side, which is for more threads than heads: `--heads` takes 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from benchmarks.common import (
     machine,
     machine_line,
     measured_crossover,
+    options,
     table,
     verdict,
     write_json,
@@ -174,19 +174,11 @@ def plot(path: Path, lengths: Sequence[int], times: Sequence[dict[str, Times]], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.linear_attention",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("linear_attention", __doc__)
     parser.add_argument("--preset", default="ring-small", help="whose heads and slopes are taken")
     parser.add_argument("--heads", type=int, help="how many of its heads; all if not given")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--plot", type=Path, help="draw the times into this PNG (needs matplotlib)")
-    parser.add_argument(
-        "--json", type=Path, help="where the numbers go; build/benchmarks/linear_attention.json if not given"
-    )
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
 
     spec = load_spec(given.preset)

@@ -8,7 +8,6 @@ its own, one after the other: both don't fit beside each other. Weights and toke
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -17,7 +16,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, command_line, machine, machine_line, table, verdict, write_json, write_section
+from benchmarks.common import (
+    ROOT,
+    command_line,
+    machine,
+    machine_line,
+    options,
+    table,
+    verdict,
+    write_json,
+    write_section,
+)
 
 MODELS = ("ring-mini-linear-2.0", "ring-mini-2.0")
 FLOOR, FASTER = 1.6, 2.5
@@ -57,20 +66,12 @@ def measured(preset: str, tokens: int, chunk: int, target: str, rounds: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.long_prompt",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("long_prompt", __doc__)
     parser.add_argument("--tokens", type=int, default=131072, help="of the prompt")
     parser.add_argument("--chunk", type=int, default=32768, help="tokens that are taken at a time")
     parser.add_argument("--models", default=",".join(MODELS), help="presets, the hybrid one first")
     parser.add_argument("--target", default="sm_90")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument(
-        "--json", type=Path, help="where the numbers go; build/benchmarks/long_prompt.json if not given"
-    )
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
 
     found = machine()

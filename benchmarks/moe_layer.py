@@ -10,7 +10,6 @@ sorted beforehand. Ids of tokens are random, and so is what they choose; the flo
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 import ringc
-from benchmarks.common import command_line, table, verdict, write_json, write_section
+from benchmarks.common import command_line, options, table, verdict, write_json, write_section
 from benchmarks.gpu import gpu_line, microseconds
 from ringc.runtime.cache import Key
 from ringc.runtime.execute import Bound
@@ -90,15 +89,9 @@ def peer(model: ringc.Model, chosen: torch.Tensor, folder: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.moe_layer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("moe_layer", __doc__)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--batches", default=",".join(map(str, GOALS)), help="comma-separated numbers of tokens")
-    parser.add_argument("--json", type=Path, help="where the numbers go; build/benchmarks/moe_layer.json if not given")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
 
     peers = os.environ.get("RINGC_PEERS")

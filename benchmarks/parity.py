@@ -12,7 +12,6 @@ finds likeliest. The text is random.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 import ringc
-from benchmarks.common import command_line, machine, machine_line, table, verdict, write_json, write_section
+from benchmarks.common import command_line, machine, machine_line, options, table, verdict, write_json, write_section
 from ringc.runtime.flips import Flips, flips, own, score_differences
 from ringc.runtime.model import Model
 from ringc.runtime.replay import Choice
@@ -294,15 +293,11 @@ def say(what: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options("parity", __doc__)
     parser.add_argument("artifact", type=Path, help="what `ringc compile` wrote")
     parser.add_argument("--weights", default="random:0", help="a checkpoint's folder, or random:SEED")
     parser.add_argument("--tokens", type=int, default=2048, help="of the text")
     parser.add_argument("--chunk", type=int, default=512, help="tokens of a chunk")
-    parser.add_argument("--json", type=Path, help="where the numbers go; build/benchmarks/parity.json if not given")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     given = parser.parse_args()
     if given.tokens < 1 or given.chunk < 1:
         parser.error("--tokens and --chunk are at least 1")

@@ -10,7 +10,6 @@ beside both.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -22,7 +21,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Times, command_line, machine, machine_line, table, timed, write_json, write_section
+from benchmarks.common import (
+    Times,
+    command_line,
+    machine,
+    machine_line,
+    options,
+    table,
+    timed,
+    write_json,
+    write_section,
+)
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import kernel_of
 from ringc.codegen.packing import pack
@@ -151,13 +160,8 @@ def measure(found: list[Way], rounds: int) -> dict[str, Times]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scheduled_product",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("scheduled_product", __doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
 
     found, rows, data = machine(), [], {}
@@ -178,7 +182,7 @@ def main() -> None:
         + f"\n\nMedians of {given.rounds} rounds in turns, and slowest to fastest; the schedule in the fastest of {len(TILES)} tiles."
     )
     print(text)
-    print(f"written: {write_json('scheduled_product', {'machine': found, 'times': data})}", file=sys.stderr)
+    print(f"written: {write_json('scheduled_product', {'machine': found, 'times': data}, given.json)}", file=sys.stderr)
     if given.write:
         write_section("scheduled_product", text)
 

@@ -20,14 +20,6 @@ WAITS = ("Synchronize", "cudaMalloc", "cudaFree", "cudaHostAlloc", "cuMemAlloc",
 """In the names of CUDA's calls that wait for the device or allocate. A copy on the device is a part of the graph."""
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    major, minor = torch.cuda.get_device_capability()
-    folder = tmp_path_factory.mktemp("artifacts") / "tiny"
-    ringc.compile("ring-tiny", folder, target=f"sm_{major}{minor}")
-    return ringc.load(folder, "random:0")
-
-
 pytestmark = pytest.mark.usefixtures("_as_users_run")
 
 

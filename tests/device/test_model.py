@@ -15,14 +15,6 @@ PROMPT = 37
 STEPS = 5
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    major, minor = torch.cuda.get_device_capability()
-    folder = tmp_path_factory.mktemp("artifacts") / "tiny"
-    ringc.compile("ring-tiny", folder, target=f"sm_{major}{minor}")
-    return ringc.load(folder, "random:0")
-
-
 def logits(model: Model) -> torch.Tensor:
     """Of a prompt in pieces of one length and of some steps of decode, so that programs run more than once."""
     cache = model.new_cache(2, 3 * PROMPT + STEPS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import ringc
 from benchmarks.parity import measure
 from ringc.runtime.flips import flips
 from ringc.runtime.model import Model
@@ -18,14 +17,6 @@ TIE = 1e-5
 
 BF16 = 0.06
 """Largest difference of logits, at a standard deviation of 1, where nearly all roundings are the same."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    major, minor = torch.cuda.get_device_capability()
-    folder = tmp_path_factory.mktemp("artifacts") / "tiny"
-    ringc.compile("ring-tiny", folder, target=f"sm_{major}{minor}")
-    return ringc.load(folder, "random:0")
 
 
 @pytest.fixture(scope="module")

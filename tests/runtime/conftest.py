@@ -1,4 +1,4 @@
-"""Artifacts that the runtime's tests share, compiled once a session."""
+"""Artifacts that the runtime's tests share, compiled once a session, and the reference's side of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import ringc
+from ringc.model_defs import load_spec
 from ringc.runtime.model import Model
-from tests.runtime.models import compiled
+from tests.reference.ring_linear import RingConfig
+from tests.runtime.models import compiled, reference_config, reference_weights
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,15 @@ def tiny_copy(tiny_folder: Path, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def config() -> RingConfig:
+    """ring-tiny's, as the reference takes it."""
+    return reference_config(load_spec("ring-tiny"))
+
+
+@pytest.fixture(scope="session")
+def weights(config: RingConfig) -> dict[str, torch.Tensor]:
+    """What `tiny` loads, as the reference takes it. Not to be changed."""
+    return reference_weights(config, 0)

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 import ringc
 from ringc.errors import RunError
-from ringc.model_defs import load_spec
 from ringc.runtime.model import Model
 from tests.reference.ring_linear import RingConfig, forward
-from tests.runtime.models import reference_config, reference_weights
 
 TOLERANCE = 2e-4
 """Largest error of a logit, at a standard deviation of 1, where single precision can reach it."""
@@ -30,16 +28,6 @@ def allowed(config: RingConfig, weights: dict[str, torch.Tensor], ids: torch.Ten
     narrow = {name: w.float() for name, w in weights.items()}
     plain = [forward(config, narrow, ids, chunk=chunk).logits for chunk in (32, None)]
     return max(TOLERANCE, 2 * max(float((p.double() - wanted).abs().max()) for p in plain))
-
-
-@pytest.fixture(scope="module")
-def config() -> RingConfig:
-    return reference_config(load_spec("ring-tiny"))
-
-
-@pytest.fixture(scope="module")
-def weights(config: RingConfig) -> dict[str, torch.Tensor]:
-    return reference_weights(config, 0)
 
 
 @pytest.fixture(scope="module")

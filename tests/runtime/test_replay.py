@@ -18,7 +18,7 @@ from ringc.runtime.model import Model
 from ringc.runtime.replay import ReplayedLaunch
 from ringc.runtime.routing import Routing, cut
 from tests.reference.ring_linear import RingConfig, forward
-from tests.runtime.models import compiled, reference_config, reference_weights
+from tests.runtime.models import compiled
 
 TOLERANCE = 2e-4
 """Largest error of a logit, at a standard deviation of 1."""
@@ -27,16 +27,6 @@ ROUNDING = 1e-5
 """The same, where only the experts' weights are computed in another order."""
 
 TOKENS = 40
-
-
-@pytest.fixture(scope="module")
-def config() -> RingConfig:
-    return reference_config(load_spec("ring-tiny"))
-
-
-@pytest.fixture(scope="module")
-def weights(config: RingConfig) -> dict[str, torch.Tensor]:
-    return reference_weights(config, 0)
 
 
 @pytest.fixture(scope="module")
