@@ -90,3 +90,23 @@ def test_what_takes_longest_is_the_line_that_others_run_beside(text: str, beside
         parse_module(print_module(module)).functions["f"].body.structural_hash()
         == module.functions["f"].body.structural_hash()
     )
+
+
+WRITES = LINE.replace("func @f(%x: f32[N, 8])", "func @f(%x: f32[N, 8], %st: state<f32[P; 8]>, %s: i32[N])").replace(
+    'launch([%x]) {kernel = "short"', 'launch([%x, %st, %s]) {kernel = "store"'
+)
+STORE = f"""
+func @store(%x: f32[N, 8], %st: state<f32[P; 8]>, %s: i32[N]) {SECONDS % "1.0e-6"} {{
+  %y = neg(%x)
+  %new = state_write(%st, %s, %y)
+  return %y
+}}
+"""
+
+
+def test_what_touches_a_state_stays_in_its_place() -> None:
+    """Another launch may read the state between: only the order of operations says what it finds there."""
+    module = parse_module(WRITES + STORE)
+    PassManager(parse_pipeline("beside,memory")).run(module, target("sm_90"))
+    ops = module.functions["f"].body.ops
+    assert [op.result.name for op in ops if isinstance(op, Launch) and op.beside] == ["b"]

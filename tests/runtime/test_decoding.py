@@ -95,6 +95,20 @@ class TestRows:
         for step in range(2, 6):
             assert torch.equal(decoder.history[step % 4], made[step])
 
+    def test_a_draw_depends_on_the_seed_and_the_position(self, tiny: Model) -> None:
+        """What a step draws is drawn from a prompt's logits, too, when the prompt is all before it."""
+        cache, sampling = tiny.new_cache(2, 20), Sampling(temperature=2.0)
+        decoder = tiny.decoder(cache, 2)
+        text = [1, 2, 3]
+        text.append(int(decoder.enter(0, 0, tiny.prefill([text], cache, slots=[0]), sampling, seed=5)))
+        text += [int(decoder.step()[0]) for _ in range(6)]
+        assert len(set(text[3:])) > 1
+        for length in range(4, len(text)):
+            cache.free(1)
+            logits = tiny.prefill([text[:length]], cache, slots=[1])
+            assert int(decoder.enter(1, 1, logits, sampling, seed=5)) == text[length]
+            decoder.leave(1)
+
     def test_the_first_token_may_be_given(self, tiny: Model) -> None:
         cache, decoder = started(tiny)
         assert decoder.enter(0, 0, 7).item() == 7  # a slot that holds nothing yet
