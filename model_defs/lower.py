@@ -273,10 +273,9 @@ class _Entry:
         moe = self.spec.moe
         assert moe is not None
         router, groups = moe.router, moe.groups
-        dtype = DType.F32 if router.dtype == "fp32" else self.act
-        weight = self.param(f"{name}.gate.weight", moe.experts, self.spec.hidden, dtype=dtype)
-        logits = self.linear(self.cast(x, dtype), weight, out=DType.F32)
-        logits = self.rounded(logits, router.logits_dtype)
+        weight = self.param(f"{name}.gate.weight", moe.experts, self.spec.hidden)
+        logits = self.linear(x, weight, DType.F32 if router.dtype == "fp32" else None)
+        logits = self.rounded(self.cast(logits, DType.F32), router.logits_dtype)
         bias = self.param(f"{name}.gate.expert_bias", moe.experts, dtype=DType.F32) if router.bias else None
         chain = Route(
             logits,

@@ -12,6 +12,7 @@ from ringc.ir.core import Block, Function, Module, Op
 from ringc.ir.ops.call import Alternatives, Fused
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.routing import Route
 from ringc.ir.ops.source import Constant
 from ringc.passes.framework import Pass
 from ringc.passes.fuse import is_row_op
@@ -19,8 +20,11 @@ from ringc.passes.regions import as_block, inlined, replace, replace_by_region
 from ringc.passes.rewrite import drop_unused
 from ringc.passes.target import Target
 
-FAMILIES = ("matmul", "grouped", "attention")
-"""The families of regions whose anchor PyTorch has a call for."""
+FAMILIES = ("matmul", "grouped", "attention", "route")
+"""The families of regions in which there may be an operation that PyTorch has a call for."""
+
+CALLED = (MatMul, SegmentMatMul, Attention)
+"""The operations that PyTorch has a call for."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +43,28 @@ class Library(Pass):
 def _offer(function: Function) -> None:
     body = function.body
     for op in list(body.ops):
-        if isinstance(op, Fused) and op.family in FAMILIES:
+        if isinstance(op, Fused) and _has_call(op):
             taken, made, fused = as_block(body, [op])
             replace(body, [op], made, Alternatives(tuple(taken), ("fused", "library"), (fused, _apart(op.body))))
-        elif isinstance(op, Alternatives) and any(
-            isinstance(o, Fused) and o.family in FAMILIES for o in op.ways[0].ops
-        ):
+        elif isinstance(op, Alternatives) and any(isinstance(o, Fused) and _has_call(o) for o in op.ways[0].ops):
             op.labels += ("library",)
             op.ways += (_apart(inlined(op.ways[0])),)
 
 
+def _has_call(region: Fused) -> bool:
+    """Whether PyTorch has a call for an operation of a region: of routing for its product alone."""
+    return region.family in FAMILIES and any(isinstance(op, CALLED) for op in region.body.ops)
+
+
 def _apart(body: Block) -> Block:
-    """A block's operations as a library call for each anchor, and row kernels before and behind."""
+    """A block's operations as a library call for each one that there is a call for, and kernels before and behind."""
     way = body.clone()
     runs: list[tuple[str, list[Op]]] = []
     for op in way.ops:
-        if isinstance(op, MatMul | SegmentMatMul | Attention):
+        if isinstance(op, CALLED):
             runs.append(("library", [op]))
+        elif isinstance(op, Route):
+            runs.append(("route", [op]))
         elif not (isinstance(op, Constant) and not op.shape):
             assert is_row_op(op), op
             if not runs or runs[-1][0] != "row":

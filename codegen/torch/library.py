@@ -6,11 +6,11 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
 from ringc.codegen.torch.eager import emit as emit_eager
 from ringc.ir.ops.mixers import Attention
-from ringc.ir.ops.products import MatMul
+from ringc.ir.ops.products import MatMul, SegmentMatMul
 
 
 def emit(kernel: Kernel) -> str:
-    """The file's body. What PyTorch has no single call for, as the experts' products, is a loop of its calls.
+    """The file's body. What PyTorch has no single call for, as the experts' products in f32, is a loop of its calls.
 
     Raises:
         CodegenError: the operation has no torch form.
@@ -19,16 +19,22 @@ def emit(kernel: Kernel) -> str:
     (op,) = body.ops
     if isinstance(op, Attention) and op.q.type.dtype.bytes == 2:
         return _attention(op, argument_names(body, Names({"torch", "launch", "attend", "host", "READS_HOST", "out"})))
-    if not isinstance(op, MatMul):
-        return emit_eager(kernel)
     names = Names({"torch", "launch", "out"})
     arguments = argument_names(body, names)
-    right = names[op.b] + (".T" if op.transpose_b else "")
+    if isinstance(op, SegmentMatMul) and op.x.type.dtype.bytes == 2:
+        # It has no form that writes into a given tensor.
+        call = f"out.copy_(torch._grouped_mm({names[op.x]}, {names[op.w]}.mT, offs={names[op.offsets]}[1:]))"
+    elif isinstance(op, MatMul):
+        right = names[op.b] + (".T" if op.transpose_b else "")
+        wide = "" if op.result.type.dtype is op.a.type.dtype else ", out_dtype=out.dtype"
+        call = f"torch.mm({names[op.a]}, {right}{wide}, out=out)"
+    else:
+        return emit_eager(kernel)
     return f"""import torch
 
 
 def launch({", ".join(arguments)}, out):
-    torch.mm({names[op.a]}, {right}, out=out)
+    {call}
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Function
@@ -115,10 +114,12 @@ def _sort(body: Block, _: Rows, target: Target) -> list[Candidate]:
 
 
 def _route(body: Block, rows: Rows, target: Target) -> list[Candidate]:
-    found = _rows("route")(body, rows, target)
     if target.backend != "triton":
-        return found
-    return [replace(c, workspace=routing.route_workspace(body)) for c in found]
+        return _rows("route")(body, rows, target)
+    # The choice overlaps with the product in front of it: one launch for both.
+    rate = routing.PRODUCT_RATE * target.matrix_rate
+    seconds = roofline(target, products.flops_of(body), region_bytes(body), rate=rate, bandwidth=0.85)
+    return [Candidate("triton.route", seconds, workspace=routing.route_workspace(body))]
 
 
 def _library(body: Block, rows: Rows, target: Target) -> list[Candidate]:

@@ -13,6 +13,9 @@ from ringc.ir.types import DType, TensorType
 SORT_BLOCK = 512
 """Rows that one program counts: 8192 tokens with 8 experts each keep 128 programs busy."""
 
+PRODUCT_RATE = 0.5
+"""Share of a large product's rate that the router's product reaches; cuBLAS is faster from about 1700 rows of ring-mini on."""
+
 ROUTE_ROWS = 4096
 """Rows of partial logits: as many parts as fit are made of a product with few rows, to read the router's weight with all processors."""
 

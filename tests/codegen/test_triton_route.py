@@ -21,12 +21,11 @@ from tests.codegen.support_kernels import check, check_golden, kernel
 
 
 def router(experts: int, inner: int, attributes: str, *, bias: bool = True, dtype: str = "f32") -> Kernel:
-    """A router's product and its route. Rows of another type than the weight's are cast, as the front end writes it."""
-    cast, x = ("", "%x") if dtype == "f32" else (f"  %wide = cast(%x) {{dtype = f32}} : f32[N / B, {inner}]\n", "%wide")
+    """A router's product and its route."""
     top_k = int(attributes.partition("top_k = ")[2].partition(",")[0])
     function = f"""
-func @router(%x: {dtype}[N / B, {inner}], %gate: f32[{experts}, {inner}]{f", %bias: f32[{experts}]" if bias else ""}) {{
-{cast}  %logits = matmul({x}, %gate) {{transpose_b = true, out = f32}} : f32[N / B, {experts}]
+func @router(%x: {dtype}[N / B, {inner}], %gate: {dtype}[{experts}, {inner}]{f", %bias: f32[{experts}]" if bias else ""}) {{
+  %logits = matmul(%x, %gate) {{transpose_b = true, out = f32}} : f32[N / B, {experts}]
   %experts, %weights = route(%logits, {"%bias" if bias else "_"}) {{{attributes}}} : i32[N / B, {top_k}], f32[N / B, {top_k}]
   return %experts, %weights
 }}"""

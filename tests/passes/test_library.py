@@ -105,12 +105,58 @@ def test_the_cheaper_way_stays_and_the_other_is_noted() -> None:
     assert [name for name, *_ in first.lost if name.startswith("fused: tvm.matmul")]
 
 
-@pytest.mark.parametrize("text", [EXPERTS, ATTENTION])
-def test_calls_that_wait_for_the_gpu_are_illegal_there(text: str) -> None:
-    slow = replace(target("sm_90"), matrix_rate=1e9, bandwidth=1e9, launch=1.0)
-    fast = regions(passed(text.replace("f32[", "bf16["), "fuse,library,select", slow))
-    assert not [op for op in fast if op.implementation.startswith("torch")]
-    assert "wait for the GPU" in next(why for op in fast for name, _, why, _ in op.lost if name.startswith("library"))
+SLOW_GPU = replace(target("sm_90"), matrix_rate=1e9, bandwidth=1e9, launch=1.0)
+
+
+def refusal(text: str, machine: Target) -> str:
+    """Why the library's way is illegal on a GPU."""
+    chosen = regions(passed(text, "fuse,library,select", machine))
+    assert not [op for op in chosen if op.implementation.startswith("torch")]
+    return next(why for op in chosen for name, _, why, _ in op.lost if name.startswith("library"))
+
+
+def test_calls_that_wait_for_the_gpu_are_illegal_there() -> None:
+    assert "wait for the GPU" in refusal(ATTENTION.replace("f32[", "bf16["), SLOW_GPU)
+
+
+WIDE_EXPERTS = EXPERTS.replace("f32[N, 8], %w: f32[3, 4, 8]", "bf16[N, 2048], %w: bf16[3, 512, 2048]").replace(
+    "%weights: f32", "%weights: bf16"
+)
+
+
+def test_experts_of_a_gpu_may_be_one_call_that_sizes_on_the_device_are_enough_for() -> None:
+    chosen = regions(passed(WIDE_EXPERTS, "fuse,library,select", target("sm_90")))
+    (product,) = (op for op in chosen if op.family in ("grouped", "library"))
+    ways = {product.implementation: "", **{name: why for name, _, why, _ in product.lost}}
+    assert "triton.grouped" in ways
+    assert ways["library: triton.row + torch.library + triton.row"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "machine"),
+    [
+        (EXPERTS.replace("f32[", "bf16["), "sm_90"),  # an expert's matrix of 4 x 8
+        (WIDE_EXPERTS.replace("bf16[", "f32["), "sm_90"),
+        (WIDE_EXPERTS, "sm_80"),
+    ],
+)
+def test_the_call_for_experts_is_particular(text: str, machine: str) -> None:
+    assert "torch._grouped_mm takes bf16 in rows of a multiple of 8" in refusal(text, target(machine))
+
+
+ROUTER = """func @f(%x: bf16[N, 2048], %w: bf16[256, 2048]) {
+  %logits = matmul(%x, %w) {transpose_b = true, out = f32}
+  %experts, %weights = route(%logits, _) {top_k = 8}
+  return %experts, %weights
+}"""
+
+
+@pytest.mark.parametrize(("rows", "families"), [((17, 0), ["route"]), ((2048, 0), ["library", "route"])])
+def test_a_router_of_many_rows_takes_the_library_for_its_product(rows: tuple[int, int], families: list[str]) -> None:
+    module = parse_module(HEAD + ROUTER)
+    module.functions["f"].notes["rows"] = rows
+    PassManager(parse_pipeline("fuse,library,select"), [verify_each]).run(module, target("sm_90"))
+    assert [op.family for op in regions(module)] == families
 
 
 def test_a_gpu_takes_the_library_where_it_is_faster() -> None:
@@ -118,6 +164,9 @@ def test_a_gpu_takes_the_library_where_it_is_faster() -> None:
     assert {product.implementation, *(n for n, *_ in product.lost)} == {"triton.matmul", "library: torch.library"}
     many = PLAIN.replace("f32[", "bf16[").replace("64", "4096").replace("48", "4096")
     (product,) = regions(passed(many, "fuse,library,select", target("sm_90")))
+    assert product.implementation == "torch.library"
+    wide = many.replace("transpose_b = true", "transpose_b = true, out = f32")
+    (product,) = regions(passed(wide, "fuse,library,select", target("sm_90")))
     assert product.implementation == "torch.library"
     wider = many.replace("return %y", "%z = cast(%y) {dtype = f32}\n  return %z")
     assert regions(passed(wider, "fuse,library,select", target("sm_90")))[0].implementation == "triton.matmul"

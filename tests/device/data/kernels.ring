@@ -98,10 +98,14 @@ func @swiglu(%0: bf16[N / B, 2048], %gate_proj: bf16[5120, 2048], %up_proj: bf16
   return %4
 }
 
-func @route(%0: bf16[N / B, 2048], %gate: f32[256, 2048], %gate_expert_bias: f32[256]) with {family = "route"} {
-  %1 = cast(%0) {dtype = f32} : f32[N / B, 2048]
-  %2 = matmul(%1, %gate) {transpose_b = true, out = f32} : f32[N / B, 256]
+func @route(%0: bf16[N / B, 2048], %gate: bf16[256, 2048], %gate_expert_bias: f32[256]) with {family = "route"} {
+  %2 = matmul(%0, %gate) {transpose_b = true, out = f32} : f32[N / B, 256]
   %experts, %weights = route(%2, %gate_expert_bias) {top_k = 8, groups = 8, keep = 4, factor = 2.5} : i32[N / B, 8], f32[N / B, 8]
+  return %experts, %weights
+}
+
+func @choose(%0: f32[N / B, 256], %gate_expert_bias: f32[256]) with {family = "route"} {
+  %experts, %weights = route(%0, %gate_expert_bias) {top_k = 8, groups = 8, keep = 4, factor = 2.5} : i32[N / B, 8], f32[N / B, 8]
   return %experts, %weights
 }
 
