@@ -13,7 +13,7 @@ pointwise work before and behind it as far as the family allows; what no anchor 
 | matmul | products of one left operand | - | pointwise: residual, gate, SwiGLU over two products |
 | grouped | expert products of the same rows | gather of the rows | pointwise: SwiGLU, routing weight |
 | attention, linear_attention | the mixer | - | - |
-| route | the routing chain | the router's product | - |
+| route | the routing chain | the router's product | the sort by expert, of a GPU's one row |
 | sort | sort_by_key | - | - |
 | row | - | pointwise, row reductions, gathers, appends to caches | |
 
@@ -47,11 +47,18 @@ from ringc.passes.target import Target
 
 @dataclass(eq=False)
 class Region:
-    """Operations that become one kernel. `anchors` decided the family; empty for a row region."""
+    """Operations that become one kernel.
+
+    Attributes:
+        family, ops: the kernel's, and what it does.
+        anchors: the operations that decided the family; empty for a row region.
+        kept: values that it makes for others even where none reads them.
+    """
 
     family: str
     ops: list[Op] = field(default_factory=list)
     anchors: list[Op] = field(default_factory=list)
+    kept: list[Value] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class Fuse(Pass):
     def apply(self, module: Module, target: Target) -> None:
         for function in module.functions.values():
             if "family" not in function.notes:
-                _Fuser(function.body, self).run()
+                one_row = target.backend == "triton" and function.notes.get("rows") == (1, 1)
+                _Fuser(function.body, self, one_row=one_row).run()
 
 
 def is_weight(value: Value) -> bool:
@@ -84,9 +92,10 @@ def is_row_op(op: Op) -> bool:
 
 
 class _Fuser:
-    def __init__(self, body: Block, options: Fuse) -> None:
+    def __init__(self, body: Block, options: Fuse, *, one_row: bool) -> None:
         self.body = body
         self.options = options
+        self.one_row = one_row
         self.region_of: dict[Op, Region] = {}
         self.regions: list[Region] = []
         self.order = {op: i for i, op in enumerate(body.ops)}
@@ -106,10 +115,12 @@ class _Fuser:
         for region in self.regions:
             self.grow(region)
         self.take_loads()
+        if self.one_row:
+            self.take_sorts()
         if self.options.rows:
             self.row_regions()
         for region in self.in_order():
-            replace_by_region(self.body, sorted(region.ops, key=lambda o: self.order[o]), region.family)
+            replace_by_region(self.body, sorted(region.ops, key=lambda o: self.order[o]), region.family, region.kept)
         drop_unused(self.body, list(self.body.ops))  # scalars, of which every region has its own
 
     # -- anchors and what they take in
@@ -235,6 +246,21 @@ class _Fuser:
                         self.take(region, first.a.op if isinstance(first.a.op, Cast) else None)
                 case _:
                     pass
+
+    def take_sorts(self) -> None:
+        """A row's experts are put in order where they are chosen: it takes a comparison of each pair. A launch takes longer."""
+        for region in [r for r in self.regions if r.family == "route"]:
+            (route,) = region.anchors
+            for view in route.results[0].users():
+                if not isinstance(view, Reshape) or len(view.result.uses) != 1:
+                    continue
+                (sort,) = view.result.uses
+                if isinstance(sort, SortByKey):
+                    self.regions.remove(self.region_of[sort])
+                    region.kept.append(route.results[0])  # who records routing reads it
+                    self.join(region, view)
+                    self.join(region, sort)
+                    break
 
     def take(self, region: Region, op: Op | None) -> None:
         """Put an operation in front, if nothing else uses it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ringc.ir.core import Block, Function, Module, Op
 from ringc.ir.ops.call import Alternatives, Fused
+from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.ops.routing import Route
@@ -52,8 +53,13 @@ def _offer(function: Function) -> None:
 
 
 def _has_call(region: Fused) -> bool:
-    """Whether PyTorch has a call for an operation of a region: of routing for its product alone."""
-    return region.family in FAMILIES and any(isinstance(op, CALLED) for op in region.body.ops)
+    """Whether PyTorch has a call for an operation of a region. Routing that sorts as well is for one row, which no call is meant for."""
+    ops = region.body.ops
+    return (
+        region.family in FAMILIES
+        and any(isinstance(o, CALLED) for o in ops)
+        and not any(isinstance(o, SortByKey) for o in ops)
+    )
 
 
 def _apart(body: Block) -> Block:

@@ -171,12 +171,9 @@ class Kernels:
         return contradiction(what, Place(self.artifact.path(MANIFEST)))
 
     def experts(self, name: str, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Those tensors of a launch in which a routing kernel puts the experts: its only integers. None of another kernel."""
+        """The tensor of a launch in which a routing kernel puts the experts: the first of its results. None of another kernel."""
         entry = self.artifact.kernels[name]
-        if entry["family"] != "route":
-            return []
-        outputs = tensors[len(entry["inputs"]) :][: len(entry["outputs"])]
-        return [made for made, type in zip(outputs, entry["outputs"], strict=True) if str(type).startswith("i32")]
+        return [tensors[len(entry["inputs"])]] if entry["family"] == "route" else []
 
     def reads_host(self, name: str) -> bool:
         """Whether a launch of a kernel reads memory of the host, so that it can't be repeated by a device alone."""

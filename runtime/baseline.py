@@ -34,7 +34,7 @@ class Baseline:
 
     Attributes:
         mode: eager or compile.
-        how: what it is made of, in words.
+        how: what it is made of, in words. Compiled on a GPU, each layer is a graph, and layers of a kind share their code.
         seconds: of a step, the median; on a GPU by events, as ringc's. `shortest` of all rounds.
         largest, typical: of the differences of log-probabilities from ringc's, their largest and their median.
         peak: most bytes that were taken of a GPU's memory; 0 on a CPU.
@@ -106,7 +106,7 @@ def measure_baseline(
         step = _step(model, cache, plan, ids)
         found = step().log_softmax(-1).cpu()
         if mode == "compile":
-            model.compile_steps(COMPILED[device.type])
+            model.compile_steps(COMPILED[device.type], by_layer=on_gpu)
         # An expert after the other needs their numbers of rows on the host.
         captured = on_gpu and plan.entry == "decode" and form == "grouped_mm"
         times = _times(step, plan.rounds, on_gpu=on_gpu, captured=captured)

@@ -267,10 +267,24 @@ class TorchModel(nn.Module):
         """Whether prompts go through fla's kernel."""
         return self.embedding.is_cuda and fla() is not None
 
-    def compile_steps(self, mode: str | None = None, options: dict[str, Any] | None = None) -> None:
-        """Put torch.compile around a prefill and a decoding step, each one graph (but for fla's part), for the sizes that they meet."""
+    def compile_steps(
+        self, mode: str | None = None, options: dict[str, Any] | None = None, *, by_layer: bool = False
+    ) -> None:
+        """Put torch.compile around a prefill and a decoding step, each one graph (but for fla's part), for the sizes that they meet.
+
+        Args:
+            mode, options: as torch.compile takes them.
+            by_layer: compile layers, each one graph; those of a kind share it. Whole steps of a large model, whose configurations are tried
+                out, take many minutes.
+        """
         self.compiled = True
         how: dict[str, Any] = {"fullgraph": not self.uses_fla, "dynamic": False, "mode": mode, "options": options}
+        if by_layer:
+            for layer in self.layers:
+                for step in ("prefill", "decode"):
+                    setattr(layer, step, torch.compile(getattr(layer, step), **how))
+            self._logits = torch.compile(self._logits, **how)  # type: ignore[method-assign]
+            return
         self._prefill = torch.compile(self._prefill_step, **how)
         self._decode = torch.compile(self._decode_step, **how)
 

@@ -16,7 +16,7 @@ TIE = 1e-5
 """By how much the kernel's scores, in [0, 1], may be off from those of the same numbers by PyTorch."""
 
 BF16 = 0.06
-"""Largest difference of logits, at a standard deviation of 1, where nearly all roundings are the same."""
+"""Largest difference of logits, at a standard deviation of 1, where nearly all roundings are equal; their mean is below half of it else."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_steps_of_any_experts_equal_a_prefill_of_them(model: Model, ids: torch.T
         model.prefill(ids[:, : counts[0]], cache)
         made = torch.stack([model.decode(ids[:, t], cache) for t in range(counts[0], TOKENS)], 1)
     off = (made - wanted[:, counts[0] :]).abs()
-    assert float(off.mean()) < BF16 / 4
+    assert float(off.mean()) < BF16 / 2
     assert float((made - model(ids)[:, counts[0] :]).abs().mean()) > BF16
 
 
@@ -60,6 +60,6 @@ def test_ways_to_put_a_text_in_agree(model: Model) -> None:
     found = measure(model, tokens=256, chunk=64)
     assert found.flips_within_noise
     for way in found.results:
-        assert way.replayed.mean < 0.02
+        assert way.replayed.mean < BF16 / 2
         assert way.free.mean < 0.5
         assert way.same_history.rate < 0.2

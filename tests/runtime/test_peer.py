@@ -51,3 +51,20 @@ def test_prefill_and_decode_give_the_reference_logits(form, split):
         pytest.skip(reason)
     spec, weights, _, _ = expected()
     check(TorchModel(spec, weights, form), split)
+
+
+def test_layers_compiled_apart_give_the_same(monkeypatch):
+    compiled, plain = [], torch.compile
+
+    def eagerly(function, **how):
+        compiled.append(how)
+        return plain(function, backend="eager", dynamic=how["dynamic"])
+
+    spec, weights, _, _ = expected()
+    model = TorchModel(spec, weights, "loop")
+    monkeypatch.setattr("ringc.runtime.peer.model.torch.compile", eagerly)
+    model.compile_steps("max-autotune-no-cudagraphs", by_layer=True)
+    monkeypatch.undo()
+    check(model, 70)
+    assert len(compiled) == 2 * spec.layers.count + 1
+    assert {how["mode"] for how in compiled} == {"max-autotune-no-cudagraphs"}

@@ -104,6 +104,14 @@ func @route(%0: bf16[N / B, 2048], %gate: bf16[256, 2048], %gate_expert_bias: f3
   return %experts, %weights
 }
 
+func @route_sorted(%0: bf16[N / B, 2048], %gate: bf16[256, 2048], %gate_expert_bias: f32[256]) with {family = "route"} {
+  %1 = matmul(%0, %gate) {transpose_b = true, out = f32} : f32[N / B, 256]
+  %experts, %weights = route(%1, %gate_expert_bias) {top_k = 8, groups = 8, keep = 4, factor = 2.5} : i32[N / B, 8], f32[N / B, 8]
+  %2 = reshape(%experts) {shape = [8*N]} : i32[8*N]
+  %3, %4, %5 = sort_by_key(%2) {num_keys = 256} : i32[8*N / 256], i32[257], i32[8*N]
+  return %experts, %weights, %3, %4, %5
+}
+
 func @choose(%0: f32[N / B, 256], %gate_expert_bias: f32[256]) with {family = "route"} {
   %experts, %weights = route(%0, %gate_expert_bias) {top_k = 8, groups = 8, keep = 4, factor = 2.5} : i32[N / B, 8], f32[N / B, 8]
   return %experts, %weights

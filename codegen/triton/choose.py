@@ -1,0 +1,177 @@
+"""The choice of experts on a GPU: one warp for a row, which takes row after row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringc.codegen.triton.jobs import Job, element, padded, pointer
+from ringc.codegen.triton.overlap import WEIGHTS_ALONE
+from ringc.codegen.writer import Writer
+from ringc.ir.ops.routing import Route
+from ringc.ir.types import DType, Type
+
+AT_ONCE = 2112
+"""Programs that choose, at most: 16 of one warp on each of an H100's processors, which then take row after row. A program for each row
+spends as long on starting and ending programs as on choosing.
+"""
+
+CHOOSE_NAMES = ("choose", "logits_of", "ordered", "unordered", "probability", "LOWEST", "AT_ONCE", "pinned")
+"""What a file with a choice defines."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the function that chooses is made for.
+
+    Attributes:
+        op: how is chosen.
+        bias: its type; None without.
+        summed: the logits are f32 sums in parts, and rounded to their own type when they are complete.
+        sorts: where there is one row, its experts are put in order as well.
+    """
+
+    op: Route
+    bias: Type | None
+    summed: bool
+    sorts: bool
+
+    @property
+    def groups(self) -> int:
+        """Groups of which some are dropped; 1 where none is."""
+        return self.op.groups if self.op.keep < self.op.groups else 1
+
+    def job(self) -> Job:
+        """How `choose` is launched."""
+        op, each = self.op, self.op.experts // self.groups
+        logits = DType.F32 if self.summed else op.logits.type.dtype
+        signature = {"logits": pointer(logits), **({} if self.bias is None else {"bias": pointer(self.bias)})}
+        signature |= {"experts": "*i32", "weights": pointer(op.results[1].type)}
+        signature |= dict.fromkeys(("order", "offsets", "places"), "*i32") if self.sorts else {}
+        signature |= {"rows": "i32", "parts": "i32"}
+        sizes = {
+            "GROUPS": self.groups, "EACH": each, "GROUP_TILE": padded(self.groups, 1), "EACH_TILE": padded(each, 1),
+            "TOP_K": op.top_k, "TOP_TILE": padded(op.top_k, 1),
+        }  # fmt: skip
+        warps = 1 if sizes["GROUP_TILE"] * sizes["EACH_TILE"] <= 512 else 4
+        return Job("choose", signature, sizes, num_warps=warps, num_stages=1)
+
+    def text(self) -> str:
+        """`choose`, and the functions that it calls."""
+        op = self.op
+        logit = element(op.logits.type)
+        rounded = f".to({logit}).to(tl.float32)" if self.summed and logit != "tl.float32" else ""
+        sums = ", largest, whole" if op.score == "softmax" else ""
+        w = Writer()
+        w(_ORDER)
+        w("\n")
+        w("@triton.jit")
+        if op.score == "sigmoid":
+            with w.block("def probability(x):"):
+                w("return 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634))")
+        else:
+            with w.block("def probability(x, largest, whole):"):
+                w("return tl.exp2((x - largest) * 1.4426950408889634) / whole")
+        w("\n")
+        w('@triton.jit(do_not_specialize=["rows", "parts"])')
+        w("def choose(")
+        bias, sorted_ = "" if self.bias is None else " bias,", " order, offsets, places," if self.sorts else ""
+        w(f"    logits,{bias} experts, weights,{sorted_} rows, parts,")
+        w("    GROUPS: tl.constexpr, EACH: tl.constexpr, GROUP_TILE: tl.constexpr, EACH_TILE: tl.constexpr,")
+        w("    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,")
+        with w.block("):"):
+            w(
+                '"""Of every row its experts, best first, the lower one among equals, and their weights. logits: [parts, rows, experts]."""'
+            )
+            w("group = tl.arange(0, GROUP_TILE)")
+            w("member = tl.arange(0, EACH_TILE)")
+            w("number = group[:, None] * EACH + member[None, :]")
+            w("real = (group < GROUPS)[:, None] & (member < EACH)[None, :]")
+            w("flat = tl.reshape(number, [GROUP_TILE * EACH_TILE])")
+            w("rank = tl.arange(0, TOP_TILE)")
+            if self.sorts:
+                w(f"expert = tl.arange(0, {padded(self.op.experts + 1)})")
+            if self.bias is not None:
+                w("b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)")
+                w(WEIGHTS_ALONE)
+            with w.block("for row in tl.range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):"):
+                w(f"x = logits_of(logits, row, rows, parts, number, real, GROUPS * EACH){rounded}")
+                if op.score == "softmax":
+                    w('x = tl.where(real, x, float("-inf"))')
+                    w("largest = tl.max(tl.max(x, 1), 0)")
+                    w("whole = tl.sum(tl.sum(tl.exp2((x - largest) * 1.4426950408889634), 1), 0)")
+                score = f"probability(x{sums}){'' if self.bias is None else ' + b'}"
+                w(f"score = tl.where(real, ordered({score}), LOWEST)")
+                if self.groups > 1:
+                    self._drop_groups(w)
+                w("left = tl.reshape(score, [GROUP_TILE * EACH_TILE])")
+                w("chosen = tl.zeros([TOP_TILE], dtype=tl.int32)")
+                if self.sorts:
+                    w("ahead = tl.zeros(expert.shape, dtype=tl.int32)")
+                with w.block("for i in tl.static_range(TOP_K):"):
+                    w("first = tl.min(tl.where(left == tl.max(left, 0), flat, GROUPS * EACH), 0)")
+                    w("chosen = tl.where(rank == i, first, chosen)")
+                    w("left = tl.where(flat == first, LOWEST, left)")
+                    if self.sorts:
+                        w("ahead += (first < expert).to(tl.int32)")
+                w(f"own = logits_of(logits, row, rows, parts, chosen, rank < TOP_K, GROUPS * EACH){rounded}")
+                w(f"weight = tl.where(rank < TOP_K, probability(own{sums}), 0.0)")
+                if op.normalize:
+                    w(f"weight = weight / (tl.sum(weight, 0) + {op.eps!r})")
+                scaled = "weight" if op.factor == 1.0 else f"weight * {op.factor!r}"
+                w("tl.store(experts + row * TOP_K + rank, chosen, mask=rank < TOP_K)")
+                w(f"tl.store(weights + row * TOP_K + rank, ({scaled}).to(weights.dtype.element_ty), mask=rank < TOP_K)")
+                if self.sorts:
+                    self._sort(w)
+        return w.text()
+
+    def _sort(self, w: Writer) -> None:
+        """The only row's experts by their numbers, as a sort by expert gives them; of more rows, another launch makes it."""
+        with w.block("if rows == 1:"):
+            w("key = tl.where(rank < TOP_K, chosen, GROUPS * EACH)")
+            w("place = tl.sum((key[None, :] < chosen[:, None]).to(tl.int32), 1)")
+            w("tl.store(places + rank, place, mask=rank < TOP_K)")
+            w("tl.store(order + place, rank, mask=rank < TOP_K)")
+            w("tl.store(offsets + expert, ahead, mask=expert <= GROUPS * EACH)")
+
+    def _drop_groups(self, w: Writer) -> None:
+        """Experts of groups that don't stay get the score of dropped ones."""
+        op, keep = self.op, self.op.keep
+        w(f"# A group counts by its {op.group_top} largest scores; {keep} of {op.groups} groups stay.")
+        w("others = score")
+        w("total = tl.zeros([GROUP_TILE], dtype=tl.float32)")
+        with w.block(f"for _ in tl.static_range({op.group_top}):"):
+            w("best = tl.max(others, 1)")
+            w("total += unordered(best)")
+            w("place = tl.min(tl.where(others == best[:, None], member[None, :], EACH_TILE), 1)")
+            w("others = tl.where(member[None, :] == place[:, None], LOWEST, others)")
+        w("sums = tl.where(group < GROUPS, ordered(total), LOWEST)")
+        w("equal = (sums[None, :] == sums[:, None]) & (group[None, :] < group[:, None])")
+        w("before = tl.sum(((sums[None, :] > sums[:, None]) | equal).to(tl.int32), 1)")
+        dropped = 'float("-inf")' if op.dropped == float("-inf") else repr(op.dropped)
+        w(f"dropped = ordered(tl.full([GROUP_TILE, EACH_TILE], {dropped}, tl.float32))")
+        w(f"score = tl.where(real & (before >= {keep})[:, None], dropped, score)")
+
+
+_ORDER = '''@triton.jit
+def logits_of(logits, row, rows, parts, expert, real, EXPERTS: tl.constexpr):
+    """A row's logits of some experts: the sum of its parts."""
+    x = tl.zeros(expert.shape, dtype=tl.float32)
+    for part in tl.range(parts, loop_unroll_factor=8):
+        x += tl.load(logits + (part * rows + row) * EXPERTS + expert, mask=real, other=0.0).to(tl.float32)
+    return x
+
+
+LOWEST = tl.constexpr(-(1 << 31))
+"""Below every score."""
+
+
+@triton.jit
+def ordered(score):
+    """Whole numbers in the order of the scores: a warp finds the largest of those in one instruction."""
+    bits = score.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def unordered(number):
+    return tl.where(number < 0, number ^ 0x7FFFFFFF, number).to(tl.float32, bitcast=True)'''
