@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.common import ROOT, WORK
 from ringc.model_defs.parameters import checkpoint_parameters
 from ringc.model_defs.spec import Spec
-from ringc.runtime.weights import random_parameter
+from ringc.runtime.drawn import random_parameter
 from tests.reference.ring_linear import Output, RingConfig, forward
 from tests.runtime.models import reference_config
 

@@ -295,7 +295,7 @@ def say(what: str) -> None:
 def main() -> None:
     parser = options("parity", __doc__)
     parser.add_argument("artifact", type=Path, help="what `ringc compile` wrote")
-    parser.add_argument("--weights", default="random:0", help="a checkpoint's folder, or random:SEED")
+    parser.add_argument("--weights", default="random:0", help="a checkpoint's folder, random:SEED or initial:SEED")
     parser.add_argument("--tokens", type=int, default=2048, help="of the text")
     parser.add_argument("--chunk", type=int, default=512, help="tokens of a chunk")
     given = parser.parse_args()

@@ -45,7 +45,8 @@ def load(
 
     Args:
         folder: what `ringc compile` wrote.
-        weights: a checkpoint's folder (safetensors, sharded or not), `random:SEED`, or tensors by published name.
+        weights: a checkpoint's folder (safetensors, sharded or not), `random:SEED`, `initial:SEED` (as before training), or tensors by
+            published name.
         allow_edited: run kernels that were edited since the compile.
         weights_dtype: keep matrices in this type (torch.bfloat16) and widen them when used: half the memory, slower. On a CPU alone: for
             a GPU they are of two bytes, and its kernels ask for weights before the launch that would widen them has ended.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ringc.errors import CheckpointError, Place, ToolchainError
+from ringc.runtime.drawn import is_drawn
 
 _ANOTHER = "download the checkpoint's tokenizer.json anew, or give --prompt-ids"
 
@@ -115,7 +116,7 @@ def find_tokenizer(vocabulary: Mapping[str, Any], weights: str | Path | None, ar
     if vocabulary["tokenizer"] == "bytes":
         return ByteTokenizer()
     folders = [artifact]
-    if weights is not None and not str(weights).startswith("random:"):
+    if weights is not None and not is_drawn(weights):
         path = Path(weights)
         try:
             is_there, is_folder = path.exists(), path.is_dir()

@@ -1,13 +1,12 @@
 """Published tensors into prepared ones, and back.
 
 A checkpoint is read shard by shard and tensor by tensor; each goes straight to its place, so the peak is one tensor above the model.
-`random:SEED` makes every published tensor from its name and the seed alone, on the device where it goes (a GPU draws other numbers).
+Or they are drawn, `random:SEED` or `initial:SEED`: `ringc.runtime.drawn`.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ringc.codegen.packing import read_part, storage_shape, write_part
-from ringc.errors import CheckpointError, Place, UsageError, did_you_mean, reason
+from ringc.errors import CheckpointError, Place, did_you_mean, reason
 from ringc.json_file import read_json
 from ringc.runtime.backends import DTYPES
 from ringc.runtime.blocks import zeros
+from ringc.runtime.drawn import draw_of
 from ringc.runtime.memory import available_bytes, check_memory
 from ringc.units import size
 
@@ -31,7 +31,7 @@ _DOWNLOAD = "download it, or the checkpoint anew"
 _GIVE_FOLDER = "give the folder that holds the safetensors files"
 
 Weights = str | Path | Mapping[str, torch.Tensor]
-"""A checkpoint's folder or file, `random:SEED`, or tensors by published name."""
+"""A checkpoint's folder or file, `random:SEED` or `initial:SEED`, or tensors by published name."""
 
 _QUANTIZED = "use the checkpoint in bf16: quantized weights aren't read"
 
@@ -115,20 +115,6 @@ def stored_dtype(entry: Mapping[str, Any], narrow: torch.dtype | None) -> torch.
     return narrow if narrow is not None and is_matrix and narrow.itemsize < dtype.itemsize else dtype
 
 
-def random_parameter(name: str, shape: Sequence[int], seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The tensor that `random:SEED` gives a published name: float32, the same on every device that draws alike.
-
-    Norm weights are 1 + 0.2 r, the router's bias 0.05 r, all else r / sqrt(inputs), with r standard normal: activations keep their size.
-    """
-    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    r: torch.Tensor = torch.randn(tuple(shape), generator=generator, device=device)
-    if name.endswith("norm.weight"):
-        return r.mul_(0.2).add_(1)
-    if name.endswith("expert_bias"):
-        return r.mul_(0.05)
-    return r.mul_(float(shape[-1]) ** -0.5)
-
-
 def load_weights(
     prepare: Mapping[str, Mapping[str, Any]],
     weights: Weights,
@@ -207,17 +193,17 @@ class PublishedTensors(Mapping[str, torch.Tensor]):
         self._given = weights if isinstance(weights, Mapping) else {}
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        self._seed = _seed(str(weights)) if not isinstance(weights, Mapping) else None
+        self._draw = draw_of(weights, device)
         if isinstance(weights, Mapping):
             _check_names(weights, self._preparation, ignored, None)
-        elif self._seed is None:
+        elif self._draw is None:
             self._files = {name: file for file, listed in _shards(Path(weights)).items() for name in listed}
             _check_names(self._files, self._preparation, ignored, Place(Path(weights)))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         part = self._preparation.parts[name][0]
-        if self._seed is not None:
-            return random_parameter(name, part.shape, self._seed, self._device)
+        if self._draw is not None:
+            return self._draw(name, part.shape)
         if name in self._given:
             return self._given[name].to(self._device)
         file = self._files[name]
@@ -246,26 +232,13 @@ def _published(weights: Weights, preparation: Preparation, ignored: Sequence[str
     if isinstance(weights, Mapping):
         _check_names(weights, preparation, ignored, None)
         return ((name, weights[name], None) for name in preparation.parts)
-    seed = _seed(str(weights))
-    if seed is not None:
-        shapes = preparation.shapes()
-        return ((name, random_parameter(name, shape, seed, device), None) for name, shape in shapes.items())
+    draw = draw_of(weights, device)
+    if draw is not None:
+        return ((name, draw(name, shape), None) for name, shape in preparation.shapes().items())
     files = _shards(Path(weights))
     names = {name: file for file, listed in files.items() for name in listed}
     _check_names(names, preparation, ignored, Place(Path(weights)))
     return _read_shards(files, preparation)
-
-
-def _seed(weights: str) -> int | None:
-    """The seed of `random:SEED`; None of anything else."""
-    if not weights.startswith("random:"):
-        return None
-    seed = weights.removeprefix("random:")
-    if not seed.isdecimal() or len(seed) > 18:
-        raise UsageError(
-            f"'{weights}' names no random weights", help="write random:0, or any other number for another draw"
-        )
-    return int(seed)
 
 
 def _check_names(

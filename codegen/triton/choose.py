@@ -1,4 +1,8 @@
-"""The choice of experts on a GPU: one warp for a row, which takes row after row."""
+"""The choice of experts on a GPU: one warp for a row.
+
+Some 900 instructions each, which is what bounds many rows: of 8192 rows of 256 experts in 8 groups an H100 issues them in 8 us, and takes
+12.6. Programs that take row after row are no faster: 14.7 us with 16 of them on a processor.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,7 @@ from ringc.codegen.writer import Writer
 from ringc.ir.ops.routing import Route
 from ringc.ir.types import DType, Type
 
-AT_ONCE = 2112
-"""Programs that choose, at most: 16 of one warp on each of an H100's processors, which then take row after row. A program for each row
-spends as long on starting and ending programs as on choosing.
-"""
-
-CHOOSE_NAMES = ("choose", "logits_of", "ordered", "unordered", "probability", "LOWEST", "AT_ONCE", "pinned")
+CHOOSE_NAMES = ("choose", "logits_of", "ordered", "unordered", "probability", "LOWEST", "pinned")
 """What a file with a choice defines."""
 
 
@@ -80,7 +79,7 @@ class Choice:
         w("    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,")
         with w.block("):"):
             w(
-                '"""Of every row its experts, best first, the lower one among equals, and their weights. logits: [parts, rows, experts]."""'
+                '"""One row: its experts, best first, the lower one among equals, and their weights. logits: [parts, rows, experts]."""'
             )
             w("group = tl.arange(0, GROUP_TILE)")
             w("member = tl.arange(0, EACH_TILE)")
@@ -93,35 +92,35 @@ class Choice:
             if self.bias is not None:
                 w("b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)")
                 w(WEIGHTS_ALONE)
-            with w.block("for row in tl.range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):"):
-                w(f"x = logits_of(logits, row, rows, parts, number, real, GROUPS * EACH){rounded}")
-                if op.score == "softmax":
-                    w('x = tl.where(real, x, float("-inf"))')
-                    w("largest = tl.max(tl.max(x, 1), 0)")
-                    w("whole = tl.sum(tl.sum(tl.exp2((x - largest) * 1.4426950408889634), 1), 0)")
-                score = f"probability(x{sums}){'' if self.bias is None else ' + b'}"
-                w(f"score = tl.where(real, ordered({score}), LOWEST)")
-                if self.groups > 1:
-                    self._drop_groups(w)
-                w("left = tl.reshape(score, [GROUP_TILE * EACH_TILE])")
-                w("chosen = tl.zeros([TOP_TILE], dtype=tl.int32)")
+            w("row = tl.program_id(0).to(tl.int64)")
+            w(f"x = logits_of(logits, row, rows, parts, number, real, GROUPS * EACH){rounded}")
+            if op.score == "softmax":
+                w('x = tl.where(real, x, float("-inf"))')
+                w("largest = tl.max(tl.max(x, 1), 0)")
+                w("whole = tl.sum(tl.sum(tl.exp2((x - largest) * 1.4426950408889634), 1), 0)")
+            score = f"probability(x{sums}){'' if self.bias is None else ' + b'}"
+            w(f"score = tl.where(real, ordered({score}), LOWEST)")
+            if self.groups > 1:
+                self._drop_groups(w)
+            w("left = tl.reshape(score, [GROUP_TILE * EACH_TILE])")
+            w("chosen = tl.zeros([TOP_TILE], dtype=tl.int32)")
+            if self.sorts:
+                w("ahead = tl.zeros(expert.shape, dtype=tl.int32)")
+            with w.block("for i in tl.static_range(TOP_K):"):
+                w("first = tl.min(tl.where(left == tl.max(left, 0), flat, GROUPS * EACH), 0)")
+                w("chosen = tl.where(rank == i, first, chosen)")
+                w("left = tl.where(flat == first, LOWEST, left)")
                 if self.sorts:
-                    w("ahead = tl.zeros(expert.shape, dtype=tl.int32)")
-                with w.block("for i in tl.static_range(TOP_K):"):
-                    w("first = tl.min(tl.where(left == tl.max(left, 0), flat, GROUPS * EACH), 0)")
-                    w("chosen = tl.where(rank == i, first, chosen)")
-                    w("left = tl.where(flat == first, LOWEST, left)")
-                    if self.sorts:
-                        w("ahead += (first < expert).to(tl.int32)")
-                w(f"own = logits_of(logits, row, rows, parts, chosen, rank < TOP_K, GROUPS * EACH){rounded}")
-                w(f"weight = tl.where(rank < TOP_K, probability(own{sums}), 0.0)")
-                if op.normalize:
-                    w(f"weight = weight / (tl.sum(weight, 0) + {op.eps!r})")
-                scaled = "weight" if op.factor == 1.0 else f"weight * {op.factor!r}"
-                w("tl.store(experts + row * TOP_K + rank, chosen, mask=rank < TOP_K)")
-                w(f"tl.store(weights + row * TOP_K + rank, ({scaled}).to(weights.dtype.element_ty), mask=rank < TOP_K)")
-                if self.sorts:
-                    self._sort(w)
+                    w("ahead += (first < expert).to(tl.int32)")
+            w(f"own = logits_of(logits, row, rows, parts, chosen, rank < TOP_K, GROUPS * EACH){rounded}")
+            w(f"weight = tl.where(rank < TOP_K, probability(own{sums}), 0.0)")
+            if op.normalize:
+                w(f"weight = weight / (tl.sum(weight, 0) + {op.eps!r})")
+            scaled = "weight" if op.factor == 1.0 else f"weight * {op.factor!r}"
+            w("tl.store(experts + row * TOP_K + rank, chosen, mask=rank < TOP_K)")
+            w(f"tl.store(weights + row * TOP_K + rank, ({scaled}).to(weights.dtype.element_ty), mask=rank < TOP_K)")
+            if self.sorts:
+                self._sort(w)
         return w.text()
 
     def _sort(self, w: Writer) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
-from ringc.codegen.triton.choose import AT_ONCE, CHOOSE_NAMES, Choice
+from ringc.codegen.triton.choose import CHOOSE_NAMES, Choice
 from ringc.codegen.triton.jobs import Job, jobs_text, padded, pointer
 from ringc.codegen.triton.overlap import WEIGHTS_ALONE
 from ringc.codegen.triton.signature import RESERVED
@@ -116,8 +116,6 @@ def emit(kernel: Kernel) -> str:
     w(f"{choice.text()}\n\n")
     if region.sorts:
         w(f"{RANK}\n\n")
-    w(f"AT_ONCE = {AT_ONCE}")
-    w('"""Programs that choose, at most: as many as run at a time."""\n')
     if region.logits is None:
         w(f"ROWS = {ROUTE_ROWS}")
         w('"""Rows of partial logits that the workspace holds at least."""\n')
@@ -165,7 +163,7 @@ def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, parts:
         *RESULTS,
         *(SORTED if region.sorts else ()),
     ]
-    w(f"choose[(min(rows, AT_ONCE),)]({', '.join(given)}, rows, {parts}, **pinned(JOBS[0]))")
+    w(f"choose[(rows,)]({', '.join(given)}, rows, {parts}, **pinned(JOBS[0]))")
     if region.sorts:
         count = f"rows * {region.op.top_k}"
         with w.block("if rows > 1:"):

@@ -16,7 +16,11 @@ def check(
         Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
     ],
     weights: Annotated[
-        str, typer.Option(help="A checkpoint's folder, or random:SEED, for the whole model.", metavar="DIR|random:SEED")
+        str,
+        typer.Option(
+            help="A checkpoint's folder, or random:SEED or initial:SEED, for the whole model.",
+            metavar="DIR|random:SEED",
+        ),
     ] = "random:0",
     kernels_only: Annotated[bool, typer.Option("--kernels", help="Check the kernels, not the whole model.")] = False,
     tokens: Annotated[int, typer.Option(help="Tokens of the longest sequence of the whole-model check.")] = 40,

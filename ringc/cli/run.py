@@ -22,7 +22,10 @@ def run(
         Path, typer.Argument(help="Folder that `ringc compile` wrote.", show_default=False, readable=False)
     ],
     weights: Annotated[
-        str, typer.Option(help="A checkpoint's folder, or random:SEED.", show_default=False, metavar="DIR|random:SEED")
+        str,
+        typer.Option(
+            help="A checkpoint's folder, or random:SEED or initial:SEED.", show_default=False, metavar="DIR|random:SEED"
+        ),
     ],
     prompt: Annotated[str | None, typer.Option(help="Text to continue.", show_default=False)] = None,
     prompt_ids: Annotated[

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import ringc
+from ringc.runtime.drawn import random_parameter
 from ringc.runtime.model import Model
-from ringc.runtime.weights import random_parameter
 
 PROMPT = 37
 STEPS = 5

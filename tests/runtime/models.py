@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ringc.model_defs.spec import Spec
-from ringc.runtime.weights import random_parameter
+from ringc.runtime.drawn import random_parameter
 from tests.reference.ring_linear import RingConfig, weight_shapes
 
 

@@ -18,8 +18,9 @@ from ringc.codegen.packing import pack, read_part, storage_shape, unpack, write_
 from ringc.errors import CheckpointError, RingcError, RunError, UsageError
 from ringc.model_defs import load_spec
 from ringc.runtime import memory
+from ringc.runtime.drawn import random_parameter
 from ringc.runtime.model import Model
-from ringc.runtime.weights import Preparation, random_parameter
+from ringc.runtime.weights import Preparation
 from tests.runtime.models import reference_config, reference_weights, sharded
 
 Tensors = dict[str, torch.Tensor]
@@ -43,6 +44,14 @@ class TestLoading:
         for source in sources:
             assert torch.equal(ringc.load(tiny_folder, source)(ids), wanted)
         assert torch.equal(ringc.load(tiny_folder, "random:3")(ids), wanted)
+
+    def test_initial_weights_run(self, tiny_folder: Path) -> None:
+        ids = torch.arange(30)[None]
+        first, again, other = (ringc.load(tiny_folder, f"initial:{seed}")(ids) for seed in (3, 3, 4))
+        assert torch.equal(again, first)
+        assert not torch.equal(other, first)
+        # Normed rows times a head of standard deviation 0.006.
+        assert float(first.std()) == pytest.approx(0.006 * 128**0.5, rel=0.1)
 
     def test_tables_of_the_configuration_are_passed_over(
         self, tiny_folder: Path, published: Tensors, tmp_path: Path
@@ -208,9 +217,9 @@ class TestWrongFiles:
         assert caught.value.place is not None
         assert str(tmp_path) in str(caught.value)
 
-    @pytest.mark.parametrize("source", ["random:", "random:x", "random:-1"])
-    def test_random_weights_have_a_number(self, tiny_folder: Path, source: str) -> None:
-        with pytest.raises(UsageError, match="names no random weights"):
+    @pytest.mark.parametrize("source", ["random:", "random:x", "random:-1", "initial:", "initial:0.5"])
+    def test_drawn_weights_have_a_number(self, tiny_folder: Path, source: str) -> None:
+        with pytest.raises(UsageError, match=f"names no {source.partition(':')[0]} weights"):
             ringc.load(tiny_folder, source)
 
     def test_every_message_says_its_class(self, tiny_folder: Path, tmp_path: Path) -> None:
