@@ -23,7 +23,11 @@ CONTEXT = 4096
 MATRICES = ((2048, 8192), (2048, 2048), (512, 2048), (2048, 3072))
 """Inner size and columns of ring-mini's products with a weight."""
 
+HEAD = (2048, 157184)
+"""Inner size and columns of its head, whose logits are f32."""
+
 FEW = (1, 2, 3, 4, 6, 8, 12, 16)
+BATCH = (2, 8, 16, 32, 64, 128, 256, 512)
 MANY = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 LENGTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
@@ -100,12 +104,13 @@ def decisions(target: Target) -> list[Decision]:
         )
         what = name.replace("_", "' ") + " product"
         made.append(Decision(what, "tokens", FEW, first, second, 2, STATED))
-    for inner, columns in MATRICES:
+    for inner, columns in (*MATRICES, HEAD):
         product = _product(inner, columns)
         first = way(product, "triton.matmul", (1, 0))
         second = way(product, "torch.library", (1, 0), "library")
         rows = crossover(first.seconds, second.seconds, "N", {})
-        made.append(Decision(f"product {inner} -> {columns}", "rows", MANY, first, second, rows, "solved"))
+        counts = BATCH if (inner, columns) == HEAD else MANY
+        made.append(Decision(f"product {inner} -> {columns}", "rows", counts, first, second, rows, "solved"))
     split = way(functions["attention"], "triton.attention_decode", (1, 1))
     whole = way(functions["attention"], "triton.attention_prefill", (CONTEXT, 0))
     shared = int(functions["attention"].body.args[1].type.shape[1])
@@ -115,13 +120,14 @@ def decisions(target: Target) -> list[Decision]:
 
 
 def _product(inner: int, columns: int) -> Function:
-    """A product with a weight in bf16."""
+    """A product with a weight in bf16; the head's is given in f32."""
+    out, made = (", out = f32", "f32") if (inner, columns) == HEAD else ("", "bf16")
     text = f"""module @m level kernel
 symbol B >= 1
 symbol N >= 1
 
 func @product_{inner}_{columns}(%x: bf16[N / B, {inner}], %w: bf16[{columns}, {inner}]) with {{family = "matmul"}} {{
-  %y = matmul(%x, %w) {{transpose_b = true}} : bf16[N / B, {columns}]
+  %y = matmul(%x, %w) {{transpose_b = true{out}}} : {made}[N / B, {columns}]
   return %y
 }}"""
     (function,) = parse_module(text).functions.values()

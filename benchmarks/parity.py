@@ -13,6 +13,7 @@ finds likeliest. The text is random.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ ROWS = 256
 
 SEED = 0
 """Of the text."""
+
+START = time.perf_counter()
+"""What times of progress count from."""
 
 NUMBERS = (
     "log-probabilities beside the one prefill's", "replayed, next token: largest", "100 likeliest: largest",
@@ -289,7 +293,7 @@ def _goals(value: float, goals: tuple[float, float]) -> str:
 
 
 def say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
+    print(f"{time.perf_counter() - START:7.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
