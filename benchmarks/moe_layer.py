@@ -42,6 +42,8 @@ def layer_steps(bound: Bound, families: Sequence[str], number: int) -> tuple[int
         number: of the layer, among those with experts.
     """
     start = [i for i, family in enumerate(families) if family == "route"][number]
+    if families[start - 1] == "library" and not bound.steps[start - 1].beside:
+        start -= 1  # the router's product, apart
     end = next(i for i in range(start, len(families)) if bound.steps[i].kernel == "join") + 1
     while bound.steps[start - 1].beside:
         start -= 1

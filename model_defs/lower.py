@@ -274,8 +274,8 @@ class _Entry:
         assert moe is not None
         router, groups = moe.router, moe.groups
         weight = self.param(f"{name}.gate.weight", moe.experts, self.spec.hidden)
-        logits = self.linear(x, weight, DType.F32 if router.dtype == "fp32" else None)
-        logits = self.rounded(self.cast(logits, DType.F32), router.logits_dtype)
+        logits = self.linear(x, weight, DType.F32)
+        logits = self.rounded(logits, router.logits_dtype if router.dtype == "fp32" else router.dtype)
         bias = self.param(f"{name}.gate.expert_bias", moe.experts, dtype=DType.F32) if router.bias else None
         chain = Route(
             logits,

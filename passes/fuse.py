@@ -31,7 +31,6 @@ from ringc.ir.core import Block, Module, Op, Value
 from ringc.ir.elements import Elementwise
 from ringc.ir.ops.index import Gather, SortByKey
 from ringc.ir.ops.mixers import Attention, LinearAttention
-from ringc.ir.ops.pointwise import Cast
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.ops.reduce import Reduction
 from ringc.ir.ops.routing import Route
@@ -243,7 +242,6 @@ class _Fuser:
                         self.regions.remove(product)
                         self.region_of.pop(first)
                         self.take(region, first)
-                        self.take(region, first.a.op if isinstance(first.a.op, Cast) else None)
                 case _:
                     pass
 

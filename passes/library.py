@@ -21,9 +21,6 @@ from ringc.passes.regions import as_block, inlined, replace, replace_by_region
 from ringc.passes.rewrite import drop_unused
 from ringc.passes.target import Target
 
-FAMILIES = ("matmul", "grouped", "attention", "route")
-"""The families of regions in which there may be an operation that PyTorch has a call for."""
-
 CALLED = (MatMul, SegmentMatMul, Attention)
 """The operations that PyTorch has a call for."""
 
@@ -38,28 +35,32 @@ class Library(Pass):
         if target.backend == "torch":
             return  # every kernel is made of library calls there
         for function in module.functions.values():
-            _offer(function)
+            _offer(function, target)
 
 
-def _offer(function: Function) -> None:
+def _offer(function: Function, target: Target) -> None:
     body = function.body
     for op in list(body.ops):
-        if isinstance(op, Fused) and _has_call(op):
+        if isinstance(op, Fused) and _has_call(op, target):
             taken, made, fused = as_block(body, [op])
             replace(body, [op], made, Alternatives(tuple(taken), ("fused", "library"), (fused, _apart(op.body))))
-        elif isinstance(op, Alternatives) and any(isinstance(o, Fused) and _has_call(o) for o in op.ways[0].ops):
+        elif isinstance(op, Alternatives) and any(
+            isinstance(o, Fused) and _has_call(o, target) for o in op.ways[0].ops
+        ):
             op.labels += ("library",)
             op.ways += (_apart(inlined(op.ways[0])),)
 
 
-def _has_call(region: Fused) -> bool:
-    """Whether PyTorch has a call for an operation of a region. Routing that sorts as well is for one row, which no call is meant for."""
-    ops = region.body.ops
-    return (
-        region.family in FAMILIES
-        and any(isinstance(o, CALLED) for o in ops)
-        and not any(isinstance(o, SortByKey) for o in ops)
-    )
+def _has_call(region: Fused, target: Target) -> bool:
+    """Whether PyTorch has a call for an operation of a region that is worth one.
+
+    A router's product is small: on a CPU a call between TVM's kernels costs more than it saves. Routing that sorts as well is for one row.
+    """
+    if region.family == "route" and (
+        target.backend != "triton" or any(isinstance(o, SortByKey) for o in region.body.ops)
+    ):
+        return False
+    return any(isinstance(o, CALLED) for o in region.body.ops)
 
 
 def _apart(body: Block) -> Block:

@@ -114,13 +114,13 @@ def measure_baseline(
         raise RunError(
             "there isn't enough GPU memory for the plain model", help="ask for fewer sequences or tokens"
         ) from error
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
         raise ToolchainError(
             f"torch.compile can't compile the plain model: {str(error).strip().splitlines()[0][:200]}",
             help="use --baseline eager",
         ) from error
     off = (found - log_probabilities).abs()
-    how = _how(model, form, captured=captured)
+    how = _how(model, form, captured=captured, apart=on_gpu and mode == "compile")
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
     return Baseline(mode, how, statistics.median(times), min(times), float(off.max()), float(off.median()), peak)
 
@@ -168,8 +168,8 @@ def _times(step: Callable[[], torch.Tensor], rounds: int, *, on_gpu: bool, captu
     return event_times(step, rounds)
 
 
-def _how(model: TorchModel, form: MoeForm, *, captured: bool) -> str:
-    parts = [str(model.embedding.dtype).removeprefix("torch.")]
+def _how(model: TorchModel, form: MoeForm, *, captured: bool, apart: bool) -> str:
+    parts = [str(model.embedding.dtype).removeprefix("torch."), *(["layers compiled apart"] if apart else [])]
     if model.spec.linear_layers:
         parts.append(
             "linear attention of prompts by fla" if model.uses_fla else "linear attention in blocks of products"

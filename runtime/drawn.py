@@ -10,14 +10,18 @@ import torch
 
 from ringc.errors import UsageError
 
+INITIAL_RANGE = 0.006
+"""Standard deviation of `initial:SEED`: `initializer_range` in the configuration of Ling-lite-1.5, and `--init-method-std` where
+Ling-mini-2.0 is fine-tuned; its pretraining has 0.02 (github.com/inclusionAI/Ling-V2, `training/megatron`, `examples/pretrain`).
+"""
+
 
 def random_parameter(name: str, shape: Sequence[int], seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """The tensor that `random:SEED` gives a published name: float32, the same on every device that draws alike.
 
     Norm weights are 1 + 0.2 r, the router's bias 0.05 r, all else r / sqrt(inputs), with r standard normal: activations keep their size.
     """
-    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    r: torch.Tensor = torch.randn(tuple(shape), generator=generator, device=device)
+    r = _normal(name, shape, seed, device)
     if name.endswith("norm.weight"):
         return r.mul_(0.2).add_(1)
     if name.endswith("expert_bias"):
@@ -25,23 +29,23 @@ def random_parameter(name: str, shape: Sequence[int], seed: int, device: torch.d
     return r.mul_(float(shape[-1]) ** -0.5)
 
 
-INITIAL_RANGE = 0.006
-"""`initializer_range` of the published configurations of the Ling and Ring models: the standard deviation before training."""
-
-
 def initial_parameter(name: str, shape: Sequence[int], seed: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """The tensor that `initial:SEED` gives a published name: float32, as the family's are before training.
+    """The tensor that `initial:SEED` gives a published name: float32, as weights are before training.
 
-    Norm weights are 1, the router's bias is 0, all else is normal with a standard deviation of `INITIAL_RANGE`. Next to `random:SEED`, what
-    a layer adds is small, and depends little on which experts a token takes.
+    Norm weights are 1, the router's bias is 0, all else is normal with a standard deviation of `INITIAL_RANGE`. What the experts add is
+    small beside what attention does, and so is what becomes of a rounding, or of another expert.
     """
+    r = _normal(name, shape, seed, device)
     if name.endswith("norm.weight"):
-        return torch.ones(tuple(shape), device=device)
+        return torch.ones_like(r)
     if name.endswith("expert_bias"):
-        return torch.zeros(tuple(shape), device=device)
-    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    r: torch.Tensor = torch.randn(tuple(shape), generator=generator, device=device)
+        return torch.zeros_like(r)
     return r.mul_(INITIAL_RANGE)
+
+
+def _normal(name: str, shape: Sequence[int], seed: int, device: torch.device | str) -> torch.Tensor:
+    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    return torch.randn(tuple(shape), generator=generator, device=device)
 
 
 Draw = Callable[[str, Sequence[int]], torch.Tensor]

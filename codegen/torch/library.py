@@ -7,6 +7,7 @@ from ringc.codegen.names import Names, argument_names
 from ringc.codegen.torch.eager import emit as emit_eager
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.types import DType
 
 
 def emit(kernel: Kernel) -> str:
@@ -21,7 +22,7 @@ def emit(kernel: Kernel) -> str:
         return _attention(op, argument_names(body, Names({"torch", "launch", "attend", "host", "READS_HOST", "out"})))
     names = Names({"torch", "launch", "out"})
     arguments = argument_names(body, names)
-    if isinstance(op, SegmentMatMul) and op.x.type.dtype.bytes == 2:
+    if isinstance(op, SegmentMatMul) and op.x.type.dtype is op.result.type.dtype is DType.BF16:
         # It has no form that writes into a given tensor.
         call = f"out.copy_(torch._grouped_mm({names[op.x]}, {names[op.w]}.mT, offs={names[op.offsets]}[1:]))"
     elif isinstance(op, MatMul):

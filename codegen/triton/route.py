@@ -21,7 +21,6 @@ from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
 from ringc.ir.ops.index import SortByKey
-from ringc.ir.ops.pointwise import Cast
 from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.shape import Reshape
@@ -54,13 +53,7 @@ class _Region:
     sorts: bool
 
 
-def _source(kernel: Kernel, value: Value) -> Value:
-    """The argument that a value is, but for casts to a wider type."""
-    while isinstance(value.op, Cast):
-        inner = value.op.inputs()[0]
-        if inner.type.dtype.bytes > value.type.dtype.bytes:
-            raise CodegenError(f"@{kernel.name}: routing doesn't narrow {inner.type} to {value.type}")
-        value = inner
+def _argument(kernel: Kernel, value: Value) -> Value:
     if value.op is not None:
         raise CodegenError(f"@{kernel.name}: this template takes a product and its route, not {value.op.name}")
     return value
@@ -78,19 +71,19 @@ def _region(kernel: Kernel) -> _Region:
         view = sort.keys.op
         if not isinstance(view, Reshape) or view.x is not op.results[0] or sort.num_keys != op.experts:
             raise CodegenError(f"@{kernel.name}: this template sorts the route's experts, and nothing else")
-    bias = None if op.bias is None else _source(kernel, op.bias)
+    bias = None if op.bias is None else _argument(kernel, op.bias)
     product = op.logits.op
     if not isinstance(product, MatMul):
-        return _Region(op, _source(kernel, op.logits), None, None, bias, bool(sorts))
+        return _Region(op, _argument(kernel, op.logits), None, None, bias, bool(sorts))
     if not product.transpose_b:
         raise CodegenError(
             f"@{kernel.name}: the router's weight stands as [inner, experts], and this template wants [experts, inner]"
         )
-    return _Region(op, None, _source(kernel, product.a), _source(kernel, product.b), bias, bool(sorts))
+    return _Region(op, None, _argument(kernel, product.a), _argument(kernel, product.b), bias, bool(sorts))
 
 
 def emit(kernel: Kernel) -> str:
-    """`triton.route`: [widening casts, a product with the router's weight,] the route [and the sort of its experts].
+    """`triton.route`: [a product with the router's weight,] the route [and the sort of its experts].
 
     The workspace is f32[max(N, 4096), E], the product's parts.
 
@@ -139,6 +132,7 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
     few, many = ({k: int(j.constants[k] or 0) for k in ("BLOCK_N", "BLOCK_E", "BLOCK_K")} for j in jobs[first + 1 :])
     w(f"rows = {names[region.x]}.shape[0]")
     with w.block("if rows == 0:"):
+        _launch_sort(w, region)
         w("return")
     with w.block("if rows <= FEW:"):
         w(f"stream[({experts},)]({given}, **pinned(JOBS[{first}]))")
@@ -165,10 +159,16 @@ def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, parts:
     ]
     w(f"choose[(rows,)]({', '.join(given)}, rows, {parts}, **pinned(JOBS[0]))")
     if region.sorts:
+        with w.block("if rows != 1:"):
+            _launch_sort(w, region)
+
+
+def _launch_sort(w: Writer, region: _Region) -> None:
+    """The sort of other numbers of rows than one, which all its pairs are compared for: it must be right for them, not fast."""
+    if region.sorts:
         count = f"rows * {region.op.top_k}"
-        with w.block("if rows > 1:"):
-            programs = rank_programs(count, region.op.experts)
-            w(f"rank[({programs},)](experts, {', '.join(SORTED)}, {count}, **pinned(JOBS[1]))")
+        programs = rank_programs(count, region.op.experts)
+        w(f"rank[({programs},)](experts, {', '.join(SORTED)}, {count}, **pinned(JOBS[1]))")
 
 
 def _inner(region: _Region) -> int:
@@ -231,10 +231,6 @@ def _product(region: _Region) -> str:
     # The last part may end behind the inner axis.
     w_terms = ["(at + k < INNER)[None, :]"] * inner_mask + ["(expert < EXPERTS)[:, None]"] * expert_mask
     w_mask = f", mask={' & '.join(w_terms)}, other=0.0" if w_terms else ""
-    if region.x.type.dtype == region.w.type.dtype:
-        step = 'acc = tl.dot(x_tile, tl.trans(w_tile), acc, input_precision="ieee")'
-    else:
-        step = 'acc = tl.dot(x_tile.to(tl.float32), tl.trans(w_tile.to(tl.float32)), acc, input_precision="ieee")'
     store = "(row < rows)[:, None]" + (" & (expert < EXPERTS)[None, :]" if expert_mask else "")
     return f'''@triton.jit(do_not_specialize=["rows", "steps"])
 def product(
@@ -253,6 +249,6 @@ def product(
     for k in range(begin, tl.minimum(begin + steps * BLOCK_K, INNER), BLOCK_K):
         x_tile = tl.load(x_at + k, mask={x_mask}, other=0.0)
         w_tile = tl.load(w_at + k{w_mask})
-        {step}
+        acc = tl.dot(x_tile, tl.trans(w_tile), acc, input_precision="ieee")
     partial_at = (part.to(tl.int64) * rows + row[:, None]) * EXPERTS + expert[None, :]
     tl.store(partial + partial_at, acc, mask={store})'''

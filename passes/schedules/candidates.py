@@ -116,7 +116,7 @@ def _sort(body: Block, _: Rows, target: Target) -> list[Candidate]:
 def _route(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     if target.backend != "triton":
         return _rows("route")(body, rows, target)
-    # The choice overlaps with the product in front of it: one launch for both.
+    # Two launches, priced as one: they overlap with each other and with what stands in front, which a library's call doesn't.
     rate = routing.PRODUCT_RATE * target.matrix_rate
     seconds = roofline(target, products.flops_of(body), region_bytes(body), rate=rate, bandwidth=0.85)
     return [Candidate("triton.route", seconds, workspace=routing.route_workspace(body))]

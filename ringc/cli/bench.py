@@ -32,7 +32,10 @@ def bench(
         typer.Option(help="Tokens that a prefill takes at a time; all of them if not given.", show_default=False),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="A checkpoint's folder, or random:SEED or initial:SEED.", metavar="DIR|random:SEED")
+        str,
+        typer.Option(
+            help="A checkpoint's folder, or random:SEED or initial:SEED.", metavar="DIR|random:SEED|initial:SEED"
+        ),
     ] = "random:0",
     rounds: Annotated[int, typer.Option(help="Steps that are measured.")] = 20,
     json: Annotated[

@@ -19,7 +19,7 @@ def check(
         str,
         typer.Option(
             help="A checkpoint's folder, or random:SEED or initial:SEED, for the whole model.",
-            metavar="DIR|random:SEED",
+            metavar="DIR|random:SEED|initial:SEED",
         ),
     ] = "random:0",
     kernels_only: Annotated[bool, typer.Option("--kernels", help="Check the kernels, not the whole model.")] = False,

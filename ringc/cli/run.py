@@ -24,7 +24,9 @@ def run(
     weights: Annotated[
         str,
         typer.Option(
-            help="A checkpoint's folder, or random:SEED or initial:SEED.", show_default=False, metavar="DIR|random:SEED"
+            help="A checkpoint's folder, or random:SEED or initial:SEED.",
+            show_default=False,
+            metavar="DIR|random:SEED|initial:SEED",
         ),
     ],
     prompt: Annotated[str | None, typer.Option(help="Text to continue.", show_default=False)] = None,

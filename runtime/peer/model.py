@@ -28,6 +28,10 @@ State = tuple[Tensor, ...]
 """A linear layer's (S [B, H, D, D],) or a softmax layer's keys and values, each [B, Hk, S, D]."""
 
 
+VARIANTS = 64
+"""Sizes and places that compiled code may meet: dynamo's own limit are 8."""
+
+
 @dataclass
 class Cache:
     """Memory of a batch: updated in place by the model; `position` [1] is `length` as a tensor, for compiled code."""
@@ -99,7 +103,9 @@ class Layer(nn.Module):
             keep("down", "mlp.down_proj.weight")
             return
         assert spec.moe is not None
-        keep("router", "mlp.gate.weight", dtype=torch.float32 if spec.moe.router.dtype == "fp32" else like.dtype)
+        keep("router", "mlp.gate.weight")
+        if spec.moe.router.dtype == "fp32":
+            self.router = self.router.float()  # of a weight that is published in the model's type
         if spec.moe.router.bias:
             keep("router_bias", "mlp.gate.expert_bias", dtype=torch.float32)
         if spec.moe.total_shared_width:
@@ -278,6 +284,8 @@ class TorchModel(nn.Module):
                 out, take many minutes.
         """
         self.compiled = True
+        # Each chunk of a prompt is a variant, as its place is, and with layers apart so is each kind of layer.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
         how: dict[str, Any] = {"fullgraph": not self.uses_fla, "dynamic": False, "mode": mode, "options": options}
         if by_layer:
             for layer in self.layers:

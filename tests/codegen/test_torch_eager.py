@@ -205,19 +205,21 @@ func @k(%x: f32[N, 8], %w: {weight}) with {{family = "library", implementation =
         assert one.passed, one
 
 
+@pytest.mark.parametrize("out", ["bf16", "f32"])
 @pytest.mark.parametrize("rows", [1, 37])
-def test_experts_in_bf16_are_one_call(tmp_path: Path, rows: int) -> None:
-    text = """module @m level kernel
+def test_experts_in_bf16_are_one_call(tmp_path: Path, rows: int, out: str) -> None:
+    """What it makes is bf16: a result in f32 is made another way."""
+    text = f"""module @m level kernel
 
-func @k(%x: bf16[N / 3, 16], %w: bf16[3, 8, 16], %offsets: i32[4]) with {family = "library", implementation = "torch.library"} {
-  %1 = segment_matmul(%x, %w, %offsets) : bf16[N / 3, 8]
+func @k(%x: bf16[N / 3, 16], %w: bf16[3, 8, 16], %offsets: i32[4]) with {{family = "library", implementation = "torch.library"}} {{
+  %1 = segment_matmul(%x, %w, %offsets) {{out = {out}}} : {out}[N / 3, 8]
   return %1
-}
+}}
 """
     call = kernel_of(parse_module(text).functions["k"])
     path = tmp_path / "k.py"
     path.write_text(emit(call).text)
-    assert "out.copy_(torch._grouped_mm(x, w.mT, offs=offsets[1:]))" in path.read_text()
+    assert ("out.copy_(torch._grouped_mm(x, w.mT, offs=offsets[1:]))" in path.read_text()) == (out == "bf16")
     for one in check_kernel(call, run_source(path)["launch"], {"N": rows}):
         assert one.passed, one
 

@@ -95,7 +95,7 @@ def test_without_a_bias(interpreter: InterpreterWorker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(32, 4), (24, 3), (256, 8), (16, 1)])
-@pytest.mark.parametrize("rows", [1, 2, 37])
+@pytest.mark.parametrize("rows", [0, 1, 2, 37])
 def test_experts_in_order(interpreter: InterpreterWorker, tmp_path: Path, experts: int, top_k: int, rows: int) -> None:
     made = router(experts, 64, f"top_k = {top_k}, groups = 4, keep = 2, group_top = 1", sorts=True)
     check(interpreter, tmp_path, made, [torch.randn(rows, 64), torch.randn(experts, 64) * 0.1, torch.randn(experts)])

@@ -16,7 +16,10 @@ TIE = 1e-5
 """By how much the kernel's scores, in [0, 1], may be off from those of the same numbers by PyTorch."""
 
 BF16 = 0.06
-"""Largest difference of logits, at a standard deviation of 1, where nearly all roundings are equal; their mean is below half of it else."""
+"""Largest difference of logits, at a standard deviation of 1, where nearly all roundings are equal.
+
+Where none is, it is the mean that is below half of it: 0.019 and 0.022 on an H100, when these tests first ran on a GPU.
+"""
 
 
 @pytest.fixture(scope="module")

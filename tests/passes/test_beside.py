@@ -40,6 +40,27 @@ def test_the_shared_expert_runs_beside_routing(program: Program) -> None:
     assert launched == ["route", "sort", "grouped", "grouped"]
 
 
+def launches(program: Program, name: str) -> list[Launch]:
+    return [op for op in program.lowered.functions[name].body.ops if isinstance(op, Launch)]
+
+
+def test_one_row_of_a_gpu_sorts_its_experts_where_it_chooses_them(program: Program) -> None:
+    functions = program.lowered.functions
+    by_family = {str(functions[op.kernel].notes["family"]): op for op in launches(program, "decode.one.linear_moe")}
+    assert "sort" not in by_family
+    # Who records routing reads the experts as the first result, though no other launch does.
+    experts = by_family["route"].results[0]
+    assert program.spec.moe is not None
+    assert experts.shape[1] == program.spec.moe.top_k
+    assert not experts.uses
+    several = [functions[op.kernel].notes["family"] for op in launches(program, "decode.few.linear_moe")]
+    assert "sort" in several
+    on_cpu = Program(tiny_spec(), default_pipeline())
+    assert "sort" in [
+        on_cpu.lowered.functions[op.kernel].notes["family"] for op in launches(on_cpu, "decode.one.linear_moe")
+    ]
+
+
 def test_the_host_program_says_so(program: Program) -> None:
     text = emit_program(program.lowered, "sm_90")
     assert text.count("with rt.beside():") == text.count("rt.join()\n") >= 8

@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from ringc.model_defs import load_spec
 from ringc.runtime.peer.experts import MOE_FORMS, why_not
@@ -53,18 +54,48 @@ def test_prefill_and_decode_give_the_reference_logits(form, split):
     check(TorchModel(spec, weights, form), split)
 
 
-def test_layers_compiled_apart_give_the_same(monkeypatch):
-    compiled, plain = [], torch.compile
+def test_layers_compiled_apart_give_the_same_and_those_of_a_kind_share_a_graph(monkeypatch):
+    plain, counter, modes = torch.compile, CompileCounter(), set()
 
-    def eagerly(function, **how):
-        compiled.append(how)
-        return plain(function, backend="eager", dynamic=how["dynamic"])
+    def counted(function, *, mode, options, **how):
+        modes.add(mode)
+        assert options is None
+        return plain(function, backend=counter, **how)
 
-    spec, weights, _, _ = expected()
+    spec, weights, ids, _ = expected()
+    torch._dynamo.reset()
     model = TorchModel(spec, weights, "loop")
-    monkeypatch.setattr("ringc.runtime.peer.model.torch.compile", eagerly)
+    monkeypatch.setattr("ringc.runtime.peer.model.torch.compile", counted)
     model.compile_steps("max-autotune-no-cudagraphs", by_layer=True)
     monkeypatch.undo()
+    assert modes == {"max-autotune-no-cudagraphs"}
+    cache = model.new_cache(BATCH, TOKENS)
+    model.prefill(ids[:, :TOKENS], cache)
+    kinds = len({(spec.layer_kind(i), spec.mlp_kind(i)) for i in range(spec.layers.count)})
+    assert kinds < spec.layers.count
+    assert counter.frame_count == kinds + 1  # and the head
     check(model, 70)
-    assert len(compiled) == 2 * spec.layers.count + 1
-    assert {how["mode"] for how in compiled} == {"max-autotune-no-cudagraphs"}
+
+
+def test_a_prompt_may_have_many_chunks(monkeypatch):
+    plain = torch.compile
+    spec, weights, ids, _ = expected()
+    torch._dynamo.reset()
+    model = TorchModel(spec, weights, "loop")
+    monkeypatch.setattr(
+        "ringc.runtime.peer.model.torch.compile", lambda f, *, mode, options, **how: plain(f, backend="eager", **how)
+    )
+    model.compile_steps(by_layer=True)
+    monkeypatch.undo()
+    cache = model.new_cache(BATCH, 120)
+    for start in range(0, 120, 10):
+        model.prefill(ids[:, start : start + 10], cache)
+    assert cache.length == 120
+
+
+def test_the_router_is_that_of_a_published_weight():
+    spec, weights, _, _ = expected()
+    model = TorchModel(spec, weights, "loop", dtype=torch.bfloat16)
+    layer = next(layer for layer in model.layers if layer.moe)
+    assert layer.router.dtype is torch.float32
+    assert torch.equal(layer.router, layer.router.bfloat16().float())

@@ -18,7 +18,7 @@ from ringc.codegen.packing import pack, read_part, storage_shape, unpack, write_
 from ringc.errors import CheckpointError, RingcError, RunError, UsageError
 from ringc.model_defs import load_spec
 from ringc.runtime import memory
-from ringc.runtime.drawn import random_parameter
+from ringc.runtime.drawn import initial_parameter, random_parameter
 from ringc.runtime.model import Model
 from ringc.runtime.weights import Preparation
 from tests.runtime.models import reference_config, reference_weights, sharded
@@ -45,14 +45,6 @@ class TestLoading:
             assert torch.equal(ringc.load(tiny_folder, source)(ids), wanted)
         assert torch.equal(ringc.load(tiny_folder, "random:3")(ids), wanted)
 
-    def test_initial_weights_run(self, tiny_folder: Path) -> None:
-        ids = torch.arange(30)[None]
-        first, again, other = (ringc.load(tiny_folder, f"initial:{seed}")(ids) for seed in (3, 3, 4))
-        assert torch.equal(again, first)
-        assert not torch.equal(other, first)
-        # Normed rows times a head of standard deviation 0.006.
-        assert float(first.std()) == pytest.approx(0.006 * 128**0.5, rel=0.1)
-
     def test_tables_of_the_configuration_are_passed_over(
         self, tiny_folder: Path, published: Tensors, tmp_path: Path
     ) -> None:
@@ -68,6 +60,19 @@ class TestLoading:
         norm = random_parameter("model.norm.weight", (4000,), 1)
         assert float(norm.mean()) == pytest.approx(1, abs=0.02)
         assert float(norm.std()) == pytest.approx(0.2, rel=0.1)
+
+    def test_initial_ones(self, tiny_folder: Path) -> None:
+        matrix = initial_parameter("model.layers.0.mlp.up_proj.weight", (300, 100), 1)
+        assert float(matrix.std()) == pytest.approx(0.006, rel=0.02)
+        assert not torch.equal(matrix, initial_parameter("model.layers.0.mlp.up_proj.weight", (300, 100), 2))
+        assert torch.equal(initial_parameter("model.layers.0.input_layernorm.weight", (8,), 1), torch.ones(8))
+        assert torch.equal(initial_parameter("model.layers.1.mlp.gate.expert_bias", (8,), 1), torch.zeros(8))
+        ids = torch.arange(30)[None]
+        first, again, other = (ringc.load(tiny_folder, f"initial:{seed}")(ids) for seed in (3, 3, 4))
+        assert torch.equal(again, first)
+        assert not torch.equal(other, first)
+        # Normed rows times a head of that deviation.
+        assert float(first.std()) == pytest.approx(0.006 * 128**0.5, rel=0.1)
 
     def test_progress_is_told(self, tiny_folder: Path) -> None:
         told: list[tuple[int, int]] = []

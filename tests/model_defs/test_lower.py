@@ -1,0 +1,47 @@
+"""What the front end writes where a spec says how precisely something is computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ringc.ir.core import Op
+from ringc.ir.ops.pointwise import Cast
+from ringc.ir.ops.products import MatMul
+from ringc.ir.ops.source import Param
+from ringc.ir.types import DType
+from ringc.model_defs import load_spec
+from ringc.model_defs.lower import lower
+from ringc.model_defs.spec import Spec
+
+
+def with_router(**changes: str) -> Spec:
+    spec = load_spec("ring-tiny")
+    assert spec.moe is not None
+    router = spec.moe.router.model_copy(update=changes)
+    return spec.model_copy(update={"moe": spec.moe.model_copy(update={"router": router})})
+
+
+def router_product(spec: Spec) -> MatMul:
+    """The first router's product of a bf16 prefill."""
+    for op in lower(spec, DType.BF16).functions["prefill"].body.ops:
+        if isinstance(op, MatMul) and isinstance(op.b.op, Param) and op.b.op.source.endswith("mlp.gate.weight"):
+            return op
+    raise AssertionError("no router")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rounds"), [({}, False), ({"dtype": "model"}, True), ({"logits_dtype": "model"}, True)]
+)
+def test_a_router_s_product_is_summed_in_f32_and_rounded_where_the_spec_says_so(
+    changes: dict[str, str], rounds: bool
+) -> None:
+    product = router_product(with_router(**changes))
+    assert (product.a.type.dtype, product.b.type.dtype, product.result.type.dtype) == (
+        DType.BF16,
+        DType.BF16,
+        DType.F32,
+    )
+    users: list[Op] = product.result.users()
+    narrowed = [u for u in users if isinstance(u, Cast) and u.result.type.dtype is DType.BF16]
+    assert bool(narrowed) == rounds
+    assert not rounds or users == narrowed
