@@ -224,6 +224,18 @@ func @k(%x: bf16[N / 3, 16], %w: bf16[3, 8, 16], %offsets: i32[4]) with {{family
         assert one.passed, one
 
 
+def test_a_wider_product_is_asked_for_as_such() -> None:
+    """PyTorch has it on a GPU alone: `tests/device/test_library.py` runs it."""
+    text = """module @m level kernel
+
+func @k(%x: bf16[N, 16], %w: bf16[8, 16]) with {family = "library", implementation = "torch.library"} {
+  %1 = matmul(%x, %w) {transpose_b = true, out = f32} : f32[N, 8]
+  return %1
+}
+"""
+    assert "torch.mm(x, w.T, out_dtype=out.dtype, out=out)" in emit(kernel_of(parse_module(text).functions["k"])).text
+
+
 def test_packed_weights_are_refused() -> None:
     text = 'module @m level kernel\n\nfunc @k(%x: f32[N, 8], %w: f32[16, 8]@0x4) with {family = "matmul", implementation = "torch.eager"} {\n  %1 = matmul(%x, %w) {transpose_b = true} : f32[N, 16]\n  return %1\n}\n'
     with pytest.raises(CodegenError, match=r"reads plain tensors, and %w is a f32\[16, 8\]@0x4"):
