@@ -22,13 +22,12 @@ from pathlib import Path
 from benchmarks.common import (
     ROOT,
     command_line,
+    deliver,
     machine,
     machine_line,
     options,
     table,
     verdict,
-    write_json,
-    write_section,
 )
 
 GOAL = 90.0
@@ -56,11 +55,8 @@ def started(folder: Path, prompt: int) -> dict[str, float]:
         phases[name] = time.perf_counter() - before
 
     model: ringc.Model | None = None
-    before = time.perf_counter()
-    model = ringc.load(folder, "random:0")
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    phases["make and load the weights"] = time.perf_counter() - before
+    with phase("make and load the weights"):
+        model = ringc.load(folder, "random:0")
     ids = torch.randint(model.vocabulary["size"], (1, prompt), generator=torch.Generator().manual_seed(0))
     cache = model.new_cache(BATCH, prompt + 16)
     with phase(f"first prompt of {prompt} tokens"):
@@ -108,11 +104,8 @@ def main() -> None:
         table([f"{given.preset} for {given.target}", "s"], [*rows, ["all", f"{whole:.2f}{goal}"]]),
     ]
     text = "\n".join(lines)
-    print(text)
     result = {"machine": found, "compile": compiled, "phases": phases, "all": whole}
-    print(f"written: {write_json('cold_start', result, given.json)}", file=sys.stderr)
-    if given.write:
-        write_section("cold_start", text)
+    deliver("cold_start", text, result, given)
 
 
 if __name__ == "__main__":

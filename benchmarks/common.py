@@ -188,6 +188,21 @@ def write_section(name: str, text: str, page: Path = PAGE) -> None:
     page.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8")
 
 
+def deliver(name: str, text: str, result: Any, given: argparse.Namespace) -> None:
+    """What every benchmark ends with: the text shown, the numbers written, and the page's section replaced where that was asked for.
+
+    Args:
+        name: of the benchmark's module.
+        text: for people.
+        result: the numbers, as JSON has them.
+        given: the command's `options`.
+    """
+    print(text)
+    print(f"written: {write_json(name, result, given.json)}", file=sys.stderr)
+    if given.write:
+        write_section(name, text)
+
+
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
     """Environment variables for a while."""

@@ -25,13 +25,12 @@ from benchmarks.common import (
     ROOT,
     Times,
     command_line,
+    deliver,
     machine,
     machine_line,
     options,
     table,
     verdict,
-    write_json,
-    write_section,
 )
 
 COMMAND = (sys.executable, "-m", "ringc")
@@ -180,11 +179,8 @@ def main() -> None:
             f" ring-flash-linear-2.0 takes {_against(ratio, FLASH_TO_MINI, '{:.2f}x')} of ring-mini-linear-2.0's time."
         )
     text = "\n".join(lines)
-    print(text)
     result = {"machine": found, "help": usage.rounds, "models": {m: asdict(c) for m, c in models.items()}}
-    print(f"written: {write_json('compile_time', result, given.json)}", file=sys.stderr)
-    if given.write:
-        write_section("compile_time", text)
+    deliver("compile_time", text, result, given)
 
 
 if __name__ == "__main__":

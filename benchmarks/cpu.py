@@ -24,14 +24,13 @@ from benchmarks.common import (
     WORK,
     Times,
     command_line,
+    deliver,
     environment,
     machine,
     machine_line,
     milliseconds,
     options,
     table,
-    write_json,
-    write_section,
 )
 from benchmarks.contenders import JOBS, MAX_LEN, WARM, Contender, contenders, serve
 from benchmarks.cpu_reference import (
@@ -319,7 +318,6 @@ def main() -> None:
     best = {key: max(r[key] for r in rates) for key in rates[0]}
     text, data = report(spec, jobs, results, floors(spec, reference, best), best)
     text = f"{machine_line(found)} `{command_line('cpu')}`\n\n{text}"
-    print(text)
     everything = {
         "machine": found,
         "preset": spec.name,
@@ -328,9 +326,7 @@ def main() -> None:
         "experts": reference.experts,
         "jobs": data,
     }
-    say(f"written: {write_json('cpu', everything, given.json)}")
-    if given.write:
-        write_section("cpu", text)
+    deliver("cpu", text, everything, given)
     return None
 
 

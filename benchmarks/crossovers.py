@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import command_line, measured_crossover, options, package, table, write_json, write_section
+from benchmarks.common import command_line, deliver, measured_crossover, options, package, table
 from benchmarks.decisions import Decision, Way, arrange, decisions
 from ringc.codegen.cache import Cache
 from ringc.codegen.check import call_tensors
@@ -173,7 +173,6 @@ def main() -> None:
             print(f"{len(built)} kernels built", file=sys.stderr, flush=True)
             measured = [measure(decision, kernels, deadline) for decision in found]
     text = f"{about(target, measured=not given.predict)}\n\n{summary(measured)}"
-    print(text)
     result = {
         "about": about(target, measured=not given.predict),
         "decisions": [
@@ -190,9 +189,7 @@ def main() -> None:
             for one in measured
         ],
     }
-    print(f"written: {write_json('crossovers', result, given.json)}", file=sys.stderr)
-    if given.write:
-        write_section("crossovers", text)
+    deliver("crossovers", text, result, given)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,13 @@ from torch import Tensor
 from benchmarks.common import (
     Times,
     command_line,
+    deliver,
     machine,
     machine_line,
     measured_crossover,
     options,
     table,
     verdict,
-    write_json,
-    write_section,
 )
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import kernel_of
@@ -236,7 +235,6 @@ def main() -> None:
         + (f"{crossover:.1f} tokens" if crossover else "none")
         + f"; the scheduler's prediction: {predicted or 'none'}. {verdict_text}"
     )
-    print(text)
     result = {
         "machine": here,
         "heads": heads,
@@ -247,9 +245,7 @@ def main() -> None:
         "predicted": predicted,
         "factor": off,
     }
-    print(f"written: {write_json('linear_attention', result, given.json)}", file=sys.stderr)
-    if given.write:
-        write_section("linear_attention", text)
+    deliver("linear_attention", text, result, given)
     if given.plot:
         plot(given.plot, lengths, times, predicted)
 

@@ -19,13 +19,12 @@ from typing import Any
 from benchmarks.common import (
     ROOT,
     command_line,
+    deliver,
     machine,
     machine_line,
     options,
     table,
     verdict,
-    write_json,
-    write_section,
 )
 
 MODELS = ("ring-mini-linear-2.0", "ring-mini-2.0")
@@ -103,10 +102,7 @@ def main() -> None:
             f"{models[0]}: {', '.join(goals)}.",
         ]
     )
-    print(text)
-    print(f"written: {write_json('long_prompt', {'machine': found, 'models': results}, given.json)}", file=sys.stderr)
-    if given.write:
-        write_section("long_prompt", text)
+    deliver("long_prompt", text, {"machine": found, "models": results}, given)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import ringc
-from benchmarks.common import command_line, options, table, verdict, write_json, write_section
+from benchmarks.common import command_line, deliver, options, table, verdict
 from benchmarks.gpu import gpu_line, microseconds
 from ringc.runtime.cache import Key
 from ringc.runtime.execute import Bound
@@ -125,10 +125,7 @@ def main() -> None:
         *(["SGLang's experts alone, us", "times as fast"] if peers else []),
     ]
     text = f"{gpu_line()} `{command_line('moe_layer')}`\n\n{table(header, rows)}"
-    print(text)
-    print(f"written: {write_json('moe_layer', results, given.json)}", file=sys.stderr)
-    if given.write:
-        write_section("moe_layer", text)
+    deliver("moe_layer", text, results, given)
 
 
 if __name__ == "__main__":

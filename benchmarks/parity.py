@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import ringc
-from benchmarks.common import command_line, machine, machine_line, options, table, verdict, write_json, write_section
+from benchmarks.common import command_line, deliver, machine, machine_line, options, table, verdict
 from ringc.runtime.flips import Flips, flips, own, score_differences
 from ringc.runtime.model import Model
 from ringc.runtime.replay import Choice
@@ -315,7 +315,6 @@ def main() -> None:
     found = measure(model, given.tokens, given.chunk)
     subject = f"{model.artifact.name}, {manifest['target']['name']}, {manifest['target']['storage']}"
     text = f"{machine_line(here)} `{command_line('parity')}`\n\n{subject}, on {where}; {given.tokens} random tokens.\n\n{report(found)}"
-    print(text)
     everything = {
         "machine": here | {"device": where},
         "artifact": subject,
@@ -327,9 +326,7 @@ def main() -> None:
         "free": found.free,
         "flips_within_noise": found.flips_within_noise,
     }
-    say(f"written: {write_json('parity', everything, given.json)}")
-    if given.write:
-        write_section("parity", text)
+    deliver("parity", text, everything, given)
 
 
 if __name__ == "__main__":

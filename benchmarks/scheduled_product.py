@@ -24,13 +24,12 @@ import torch
 from benchmarks.common import (
     Times,
     command_line,
+    deliver,
     machine,
     machine_line,
     options,
     table,
     timed,
-    write_json,
-    write_section,
 )
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import kernel_of
@@ -181,10 +180,7 @@ def main() -> None:
         + table(["GFLOP/s", "PyTorch", "emitted loops", "scheduled", "its tile"], rows)
         + f"\n\nMedians of {given.rounds} rounds in turns, and slowest to fastest; the schedule in the fastest of {len(TILES)} tiles."
     )
-    print(text)
-    print(f"written: {write_json('scheduled_product', {'machine': found, 'times': data}, given.json)}", file=sys.stderr)
-    if given.write:
-        write_section("scheduled_product", text)
+    deliver("scheduled_product", text, {"machine": found, "times": data}, given)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sympy
 
 from ringc.ir.core import Block, Op
-from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.types import DType
@@ -43,10 +42,8 @@ def call(body: Block, rows: Rows, target: Target) -> Candidate:
     flops = sympy.sympify(flops_of(body))
     if target.backend == "triton":
         # cuBLAS reaches the rate that a target's `matrix_rate` is measured with. cuDNN's attention: 569 of 700 TFLOP/s for 8192 tokens.
-        rate = target.matrix_rate * {Attention: 0.8, SegmentMatMul: EXPERTS_RATE}.get(type(op), 1.0)
-        moved = touched_bytes(body) if isinstance(op, SegmentMatMul) else region_bytes(body)
-        bandwidth = 0.75 if isinstance(op, SegmentMatMul) else 0.85
-        seconds = roofline(target, flops, moved, rate=rate, bandwidth=bandwidth)
+        rate, bandwidth = {Attention: (0.8, 0.85), SegmentMatMul: (EXPERTS_RATE, 0.75)}.get(type(op), (1.0, 0.85))
+        seconds = roofline(target, flops, touched_bytes(body), rate=rate * target.matrix_rate, bandwidth=bandwidth)
         if isinstance(op, SegmentMatMul):  # what it makes is copied to where it is wanted
             seconds += roofline(target, 0, 2 * op.result.type.bytes, rate=1.0, bandwidth=0.85)
         return Candidate("torch.library", seconds, _on_gpu(op, rows, target))

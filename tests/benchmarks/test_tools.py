@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks import common
 from benchmarks.common import Times, measured_crossover, table, write_section
 from benchmarks.cpu import middle_half, ratios_by_turn, verdict_of
 from benchmarks.cpu_reference import prefill_flops, touched_bytes
@@ -28,6 +30,22 @@ def test_times_are_medians_of_medians():
 def test_a_turn_is_compared_with_the_peer_that_was_fastest_in_it():
     own, peers = Times((1.0, 2.0, 1.0), 1.0), [Times((3.0, 8.0, 2.0), 2.0), Times((4.0, 6.0, 5.0), 4.0)]
     assert ratios_by_turn(own, peers) == [3.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_benchmark_ends_with_its_text_its_numbers_and_its_section_where_that_is_wanted(
+    tmp_path, monkeypatch, capsys, write
+):
+    sections = []
+    monkeypatch.setattr(common, "write_section", lambda *given: sections.append(given))
+    file = tmp_path / "numbers.json"
+    given = common.options("cpu", "what").parse_args(["--json", str(file), *["--write"] * write])
+    common.deliver("cpu", "a table", {"times": [1.5]}, given)
+    said = capsys.readouterr()
+    assert said.out == "a table\n"
+    assert f"written: {file}" in said.err
+    assert json.loads(file.read_text()) == {"times": [1.5]}
+    assert sections == [("cpu", "a table")] * write
 
 
 @pytest.mark.parametrize(("ratios", "said"), [

@@ -148,6 +148,18 @@ def _record(*entries: object, **head: object) -> str:
     return json.dumps({"format_version": 1, "target": "torch", "device": "this", "entries": entries, **head})
 
 
+def refuse_file(
+    here: Here, folder: Path, target: str, option: str, text: str | bytes, message: str, place: str
+) -> None:
+    """A compile that is given a file with this text says what is wrong with it and where, and changes nothing."""
+    file = folder / f"{option}.json"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    before = contents(folder)
+    done = here("compile", "ring-tiny", "-o", folder / "out", "--target", target, f"--{option}", file)
+    check(done, message, f"{file}{place}")
+    assert contents(folder) == before
+
+
 RECORDS: list[tuple[str, str | bytes, str, str]] = [
     ("empty", "", "the tuning record is no JSON", ":1:1"),
     ("no JSON", '{\n"format_version": 1,,}', "the tuning record is no JSON", ":2:21"),
@@ -180,12 +192,7 @@ RECORDS: list[tuple[str, str | bytes, str, str]] = [
 
 @pytest.mark.parametrize(("text", "message", "place"), [r[1:] for r in RECORDS], ids=[r[0] for r in RECORDS])
 def test_tuning_records(here: Here, folder: Path, text: str | bytes, message: str, place: str) -> None:
-    record = folder / "record.json"
-    record.write_bytes(text.encode() if isinstance(text, str) else text)
-    before = contents(folder)
-    done = here("compile", "ring-tiny", "-o", folder / "out", "--target", "torch", "--record", record)
-    check(done, message, f"{record}{place}")
-    assert contents(folder) == before
+    refuse_file(here, folder, "torch", "record", text, message, place)
 
 
 def test_the_record_that_the_mistakes_start_from_is_right(here: Here, folder: Path) -> None:
@@ -239,12 +246,7 @@ DEVICES: list[tuple[str, str | bytes, str, str]] = [
 
 @pytest.mark.parametrize(("text", "message", "place"), [d[1:] for d in DEVICES], ids=[d[0] for d in DEVICES])
 def test_device_descriptions(here: Here, folder: Path, text: str | bytes, message: str, place: str) -> None:
-    device = folder / "device.json"
-    device.write_bytes(text.encode() if isinstance(text, str) else text)
-    before = contents(folder)
-    done = here("compile", "ring-tiny", "-o", folder / "out", "--target", "cpu", "--device", device)
-    check(done, message, f"{device}{place}")
-    assert contents(folder) == before
+    refuse_file(here, folder, "cpu", "device", text, message, place)
 
 
 @needs_tvm
