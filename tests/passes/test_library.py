@@ -151,6 +151,13 @@ ROUTER = """func @f(%x: bf16[N, 2048], %w: bf16[256, 2048]) {
 }"""
 
 
+def test_a_cpu_s_router_stays_with_its_routing() -> None:
+    """A call between TVM's kernels costs more than it saves of so small a product."""
+    module = passed(ROUTER.replace("bf16[", "f32["), "fuse,library", target("cpu"))
+    assert [op.family for op in module.functions["f"].body.ops if isinstance(op, Fused)] == ["route"]
+    assert not [op for op in module.functions["f"].body.ops if isinstance(op, Alternatives)]
+
+
 @pytest.mark.parametrize(("rows", "families"), [((17, 0), ["route"]), ((2048, 0), ["library", "route"])])
 def test_a_router_of_many_rows_takes_the_library_for_its_product(rows: tuple[int, int], families: list[str]) -> None:
     module = parse_module(HEAD + ROUTER)
