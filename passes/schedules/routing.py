@@ -17,7 +17,7 @@ SORT_BLOCK = 512
 PRODUCT_RATE = 0.3
 """Share of a large product's rate that the router's product reaches. cuBLAS and a choice apart are faster from some hundred rows on.
 
-H100, 2048 -> 256, in us against apart: 64 rows 11.6 (11.2), 512 rows 12.6 (12.0), 2048 rows 18.3 (16.0), 8192 rows 43.3 (37.3).
+H100, 2048 -> 256, in us against apart: 64 rows 11.6 (11.2), 512 rows 12.6 (12.0), 2048 rows 18.3 (16.0), 8192 rows 41.6 (36.5).
 """
 
 ROUTE_ROWS = 4096
