@@ -347,7 +347,6 @@ def bind(
     arena.reserve(measured.high)
     binder = Binder(sizes, weights, kernels, arena.memory, record_routing=record_routing, meanings=meanings)
     program(binder, *taken, logits)
-    # What replays routing computes with torch, and makes tensors as it goes; what reads the host can't be repeated without it.
-    graphs = None if meanings is not None or binder.reads_host else arena.graphs
+    graphs = None if binder.reads_host else arena.graphs  # what reads the host can't be repeated without it
     steps, experts, replayed = tuple(binder.steps), tuple(binder.experts), tuple(binder.replayed)
     return Bound(inputs, logits, steps, experts, replayed, arena.generation, graphs)

@@ -333,8 +333,7 @@ class Model(torch.nn.Module):
 
         Each call of the model takes the next call of the recording, which must be of its tokens in the order that `record_routing` gives
         them. What a token's experts count is computed from this model's own scores. Recording goes on, and gives what was replayed.
-        Programs are bound apart for this, and run without CUDA graphs; what isn't replayed costs nothing. `generate` and decoders don't
-        replay.
+        Programs are bound apart for this; what isn't replayed costs nothing. `generate` and decoders don't replay.
 
         Args:
             recording: what `record_routing` gave, or tensors like it.

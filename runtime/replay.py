@@ -16,6 +16,7 @@ from ringc.codegen.packing import unpack
 from ringc.errors import Place, RunError
 from ringc.ir.core import Block, Env
 from ringc.ir.interpret import run_block
+from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.routing import Route
 from ringc.ir.replay import Replay, is_choice
 from ringc.ir.types import TensorType
@@ -40,6 +41,9 @@ class Choice:
     own: torch.Tensor
     taken: torch.Tensor
 
+    def copy(self) -> Choice:
+        return Choice(self.route, self.scores.clone(), self.own.clone(), self.taken.clone())
+
 
 @dataclass
 class _Judged(Replay):
@@ -48,7 +52,7 @@ class _Judged(Replay):
     choice: Choice | None = None
 
     def judge(self, route: Route, scores: torch.Tensor, own: torch.Tensor, taken: torch.Tensor) -> None:
-        self.choice = Choice(route, scores, own, taken.clone())
+        self.choice = Choice(route, scores, own, taken)
         self.scores.append(scores)
 
 
@@ -73,11 +77,11 @@ class ReplayedLaunch:
         )
         self.choice: Choice | None = None
 
-    def check(self, taken: torch.Tensor) -> None:
-        """Raise unless these are experts that could be taken.
+    def check_shape(self, taken: torch.Tensor) -> None:
+        """Raise unless these are as many integers as are wanted.
 
         Raises:
-            RunError: they are of another shape or type, or rows aren't distinct numbers of experts.
+            RunError: they are of another shape or type.
         """
         if not isinstance(taken, torch.Tensor) or taken.dtype.is_floating_point or taken.dtype.is_complex:
             found = taken.dtype if isinstance(taken, torch.Tensor) else type(taken).__name__
@@ -87,13 +91,20 @@ class ReplayedLaunch:
                 f"the recording has experts {list(taken.shape)} for a routing of {list(self.experts.shape)}",
                 help="replay the calls that were recorded, or cut the recording: `ringc.runtime.routing.cut`",
             )
-        right = is_choice(taken, self._route.experts)
-        if not bool(right.all()):
-            row = int((~right).nonzero()[0, 0])
-            raise RunError(
-                f"the experts {taken[row].tolist()} of token {row} are no choice of {self._route.experts}",
-                help=f"experts are distinct, and 0 .. {self._route.experts - 1}",
-            )
+
+    def give(self, taken: torch.Tensor) -> torch.Tensor:
+        """Take these in the next run. Gives back, for each row on the device, whether they are distinct numbers of experts."""
+        given = taken.to(self.experts.device)
+        self.experts.copy_(given)
+        return is_choice(given, self._route.experts)
+
+    def refusal(self, taken: torch.Tensor, right: torch.Tensor) -> RunError:
+        """What is wrong with experts whose rows are `right` or not."""
+        row = int((~right).nonzero()[0, 0])
+        return RunError(
+            f"the experts {taken[row].tolist()} of token {row} are no choice of {self._route.experts}",
+            help=f"experts are distinct, and 0 .. {self._route.experts - 1}",
+        )
 
     def run(self) -> None:
         """Compute the kernel's outputs for `experts`, in the types that its function gives, and overwrite them."""
@@ -123,8 +134,11 @@ class Meanings:
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         self._device = device
         functions = read_module(artifact, "module").functions
+        # Written out once, and not in each run.
         self._blocks = {
-            name: functions[name].body for name, entry in artifact.kernels.items() if entry["family"] == "route"
+            name: expanded(functions[name].body, (Route,))
+            for name, entry in artifact.kernels.items()
+            if entry["family"] == "route"
         }
         for name, block in self._blocks.items():
             if sum(isinstance(op, Route) for op in block.ops) != 1:
@@ -159,7 +173,7 @@ class RoutingReplay:
         """Give a program the experts of the next call.
 
         Raises:
-            RunError: there is no further call, or it doesn't fit. Nothing was given.
+            RunError: there is no further call, or it doesn't fit.
         """
         if self.calls == len(self.recording):
             raise RunError(
@@ -173,12 +187,15 @@ class RoutingReplay:
                 help="replay a recording of this model",
             )
         for launch, taken in zip(launches, call, strict=True):
-            launch.check(taken)
-        for launch, taken in zip(launches, call, strict=True):
-            launch.experts.copy_(taken)
+            launch.check_shape(taken)
+        right = [launch.give(taken) for launch, taken in zip(launches, call, strict=True)]
+        # The host waits for the device once, not for each layer.
+        if right and not bool(torch.cat(right).all()):
+            at = next(i for i, rows in enumerate(right) if not bool(rows.all()))
+            raise launches[at].refusal(call[at], right[at])
         self.calls += 1
 
     def note(self, launches: Sequence[ReplayedLaunch]) -> None:
-        """Keep the choices of the run that is done, if they are wanted."""
+        """Keep the choices of the run that is done, if they are wanted. Copies: a CUDA graph writes the next run's over them."""
         if self.judged:
-            self.choices.append(tuple(launch.choice for launch in launches if launch.choice is not None))
+            self.choices.append(tuple(launch.choice.copy() for launch in launches if launch.choice is not None))

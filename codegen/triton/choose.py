@@ -1,11 +1,14 @@
 """The choice of experts on a GPU: one warp for a row.
 
-Some 900 instructions each, which is what bounds many rows: of 8192 rows of 256 experts in 8 groups an H100 issues them in 8 us, and takes
-12.6. Programs that take row after row are no faster: 14.7 us with 16 of them on a processor.
+What bounds many rows is that every instruction has to be issued for each of them. Of 256 experts in 8 groups that are 630 where the logits
+are complete and the groups that stay are read once more, so that each round looks at them alone; 770 where all groups are kept in
+registers. Programs that take row after row are no faster.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
 
 from ringc.codegen.triton.jobs import Job, element, padded, pointer
@@ -39,6 +42,16 @@ class Choice:
         """Groups of which some are dropped; 1 where none is."""
         return self.op.groups if self.op.keep < self.op.groups else 1
 
+    @property
+    def narrows(self) -> bool:
+        """Whether the groups that stay are read again: not where their logits are summed again, or where a dropped expert may be chosen."""
+        return self.groups > 1 and not self.summed and self.op.dropped == -math.inf
+
+    @property
+    def numbers(self) -> list[str]:
+        """What `choose` has to know of the sizes."""
+        return ["rows", "parts"] if self.summed else ["rows"] if self.sorts else []
+
     def job(self) -> Job:
         """How `choose` is launched."""
         op, each = self.op, self.op.experts // self.groups
@@ -46,7 +59,7 @@ class Choice:
         signature = {"logits": pointer(logits), **({} if self.bias is None else {"bias": pointer(self.bias)})}
         signature |= {"experts": "*i32", "weights": pointer(op.results[1].type)}
         signature |= dict.fromkeys(("order", "offsets", "places"), "*i32") if self.sorts else {}
-        signature |= {"rows": "i32", "parts": "i32"}
+        signature |= dict.fromkeys(self.numbers, "i32")
         sizes = {
             "GROUPS": self.groups, "EACH": each, "GROUP_TILE": padded(self.groups, 1), "EACH_TILE": padded(each, 1),
             "TOP_K": op.top_k, "TOP_TILE": padded(op.top_k, 1),
@@ -61,7 +74,7 @@ class Choice:
         rounded = f".to({logit}).to(tl.float32)" if self.summed and logit != "tl.float32" else ""
         sums = ", largest, whole" if op.score == "softmax" else ""
         w = Writer()
-        w(_ORDER)
+        w(f"{_SUM if self.summed else _READ}\n\n\n{_ORDER}")
         w("\n")
         w("@triton.jit")
         if op.score == "sigmoid":
@@ -71,21 +84,19 @@ class Choice:
             with w.block("def probability(x, largest, whole):"):
                 w("return tl.exp2((x - largest) * 1.4426950408889634) / whole")
         w("\n")
-        w('@triton.jit(do_not_specialize=["rows", "parts"])')
+        w(f"@triton.jit(do_not_specialize={json.dumps(self.numbers)})" if self.numbers else "@triton.jit")
         w("def choose(")
-        bias, sorted_ = "" if self.bias is None else " bias,", " order, offsets, places," if self.sorts else ""
-        w(f"    logits,{bias} experts, weights,{sorted_} rows, parts,")
+        bias, sorted_ = [] if self.bias is None else ["bias"], ["order", "offsets", "places"] if self.sorts else []
+        w(f"    {', '.join(['logits', *bias, 'experts', 'weights', *sorted_, *self.numbers])},")
         w("    GROUPS: tl.constexpr, EACH: tl.constexpr, GROUP_TILE: tl.constexpr, EACH_TILE: tl.constexpr,")
         w("    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,")
         with w.block("):"):
-            w(
-                '"""One row: its experts, best first, the lower one among equals, and their weights. logits: [parts, rows, experts]."""'
-            )
+            shape = "[parts, rows, experts]" if self.summed else "[rows, experts]"
+            w(f'"""One row: its experts, best first, the lower one among equals, and their weights. logits: {shape}."""')
             w("group = tl.arange(0, GROUP_TILE)")
             w("member = tl.arange(0, EACH_TILE)")
             w("number = group[:, None] * EACH + member[None, :]")
             w("real = (group < GROUPS)[:, None] & (member < EACH)[None, :]")
-            w("flat = tl.reshape(number, [GROUP_TILE * EACH_TILE])")
             w("rank = tl.arange(0, TOP_TILE)")
             if self.sorts:
                 w(f"expert = tl.arange(0, {padded(self.op.experts + 1)})")
@@ -93,16 +104,24 @@ class Choice:
                 w("b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)")
                 w(WEIGHTS_ALONE)
             w("row = tl.program_id(0).to(tl.int64)")
-            w(f"x = logits_of(logits, row, rows, parts, number, real, GROUPS * EACH){rounded}")
+            at = "logits, row, rows, parts, GROUPS * EACH" if self.summed else "logits + row * GROUPS * EACH"
+            w(f"x = logits_of({at}, number, real){rounded}")
             if op.score == "softmax":
                 w('x = tl.where(real, x, float("-inf"))')
                 w("largest = tl.max(tl.max(x, 1), 0)")
                 w("whole = tl.sum(tl.sum(tl.exp2((x - largest) * 1.4426950408889634), 1), 0)")
-            score = f"probability(x{sums}){'' if self.bias is None else ' + b'}"
-            w(f"score = tl.where(real, ordered({score}), LOWEST)")
+            score = f"tl.where(real, ordered(probability(x{sums}){'' if self.bias is None else ' + b'}), LOWEST)"
+            w(f"score = {score}")
             if self.groups > 1:
                 self._drop_groups(w)
-            w("left = tl.reshape(score, [GROUP_TILE * EACH_TILE])")
+            if self.narrows:
+                w(f"x = logits_of({at}, number, real)")
+                if self.bias is not None:
+                    w("b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)")
+                w(f"score = {score}")
+            tiles = f"{padded(op.keep, 1)} * EACH_TILE" if self.narrows else "GROUP_TILE * EACH_TILE"
+            w(f"flat = tl.reshape(number, [{tiles}])")
+            w(f"left = tl.reshape(score, [{tiles}])")
             w("chosen = tl.zeros([TOP_TILE], dtype=tl.int32)")
             if self.sorts:
                 w("ahead = tl.zeros(expert.shape, dtype=tl.int32)")
@@ -112,7 +131,7 @@ class Choice:
                 w("left = tl.where(flat == first, LOWEST, left)")
                 if self.sorts:
                     w("ahead += (first < expert).to(tl.int32)")
-            w(f"own = logits_of(logits, row, rows, parts, chosen, rank < TOP_K, GROUPS * EACH){rounded}")
+            w(f"own = logits_of({at}, chosen, rank < TOP_K){rounded}")
             w(f"weight = tl.where(rank < TOP_K, probability(own{sums}), 0.0)")
             if op.normalize:
                 w(f"weight = weight / (tl.sum(weight, 0) + {op.eps!r})")
@@ -133,7 +152,7 @@ class Choice:
             w("tl.store(offsets + expert, ahead, mask=expert <= GROUPS * EACH)")
 
     def _drop_groups(self, w: Writer) -> None:
-        """Experts of groups that don't stay get the score of dropped ones."""
+        """What is left of the experts: those of the groups that stay, or all, of which others get the score of dropped ones."""
         op, keep = self.op, self.op.keep
         w(f"# A group counts by its {op.group_top} largest scores; {keep} of {op.groups} groups stay.")
         w("others = score")
@@ -144,23 +163,35 @@ class Choice:
             w("place = tl.min(tl.where(others == best[:, None], member[None, :], EACH_TILE), 1)")
             w("others = tl.where(member[None, :] == place[:, None], LOWEST, others)")
         w("sums = tl.where(group < GROUPS, ordered(total), LOWEST)")
+        if self.narrows:
+            w("equal = (sums[:, None] == sums[None, :]) & (group[:, None] < group[None, :])")
+            w("before = tl.sum(((sums[:, None] > sums[None, :]) | equal).to(tl.int32), 0)")
+            w(f"place = tl.arange(0, {padded(keep, 1)})")
+            w("stays = tl.sum(tl.where(before[None, :] == place[:, None], group[None, :], 0), 1)")
+            w("number = stays[:, None] * EACH + member[None, :]")
+            w(f"real = (place < {keep})[:, None] & (member < EACH)[None, :]")
+            return
         w("equal = (sums[None, :] == sums[:, None]) & (group[None, :] < group[:, None])")
         w("before = tl.sum(((sums[None, :] > sums[:, None]) | equal).to(tl.int32), 1)")
-        dropped = 'float("-inf")' if op.dropped == float("-inf") else repr(op.dropped)
+        dropped = 'float("-inf")' if op.dropped == -math.inf else repr(op.dropped)
         w(f"dropped = ordered(tl.full([GROUP_TILE, EACH_TILE], {dropped}, tl.float32))")
         w(f"score = tl.where(real & (before >= {keep})[:, None], dropped, score)")
 
 
-_ORDER = '''@triton.jit
-def logits_of(logits, row, rows, parts, expert, real, EXPERTS: tl.constexpr):
+_READ = '''@triton.jit
+def logits_of(logits, expert, real):
+    """A row's logits of some experts."""
+    return tl.load(logits + expert, mask=real, other=0.0).to(tl.float32)'''
+
+_SUM = '''@triton.jit
+def logits_of(logits, row, rows, parts, EXPERTS: tl.constexpr, expert, real):
     """A row's logits of some experts: the sum of its parts."""
     x = tl.zeros(expert.shape, dtype=tl.float32)
     for part in tl.range(parts, loop_unroll_factor=8):
         x += tl.load(logits + (part * rows + row) * EXPERTS + expert, mask=real, other=0.0).to(tl.float32)
-    return x
+    return x'''
 
-
-LOWEST = tl.constexpr(-(1 << 31))
+_ORDER = '''LOWEST = tl.constexpr(-(1 << 31))
 """Below every score."""
 
 

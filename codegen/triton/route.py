@@ -121,7 +121,7 @@ def emit(kernel: Kernel) -> str:
             _launch_product(w, region, names, jobs, first)
         else:
             w(f"rows = {names[region.logits]}.shape[0]")
-            _launch_choice(w, region, names, names[region.logits], "1")
+            _launch_choice(w, region, names, names[region.logits], ["rows"] if region.sorts else [])
     return w.text()
 
 
@@ -136,7 +136,7 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
         w("return")
     with w.block("if rows <= FEW:"):
         w(f"stream[({experts},)]({given}, **pinned(JOBS[{first}]))")
-        _launch_choice(w, region, names, "partial", "1")
+        _launch_choice(w, region, names, "partial", ["rows", "1"])
         w("return")
     w(f"few = rows <= {few['BLOCK_N']}")
     w(f"block_n, block_e, block_k = {tuple(few.values())} if few else {tuple(many.values())}")
@@ -147,17 +147,18 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
     w("steps = -(-steps // parts)")
     w(f"grid = (-(-rows // block_n), -(-{experts} // block_e), parts)")
     w(f"product[grid]({given}, steps, **pinned(JOBS[{first + 1} if few else {first + 2}]))")
-    _launch_choice(w, region, names, "partial", "parts")
+    _launch_choice(w, region, names, "partial", ["rows", "parts"])
 
 
-def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, parts: str) -> None:
+def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, numbers: Sequence[str]) -> None:
     given = [
         logits,
         *([] if region.bias is None else [names[region.bias]]),
         *RESULTS,
         *(SORTED if region.sorts else ()),
+        *numbers,
     ]
-    w(f"choose[(rows,)]({', '.join(given)}, rows, {parts}, **pinned(JOBS[0]))")
+    w(f"choose[(rows,)]({', '.join(given)}, **pinned(JOBS[0]))")
     if region.sorts:
         with w.block("if rows != 1:"):
             _launch_sort(w, region)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ringc.ir.builder import Builder
@@ -79,18 +80,22 @@ class Route(Composite):
             return super().reference(env, *inputs)
         from ringc.ir.interpret import run_block
 
-        ids = self.results[0]
-        taken = env.replay.take(env.shape(ids.type.shape))
-        arguments = (*self.inputs(), ids)
+        taken = env.replay.take(env.shape(self.results[0].type.shape))
+        # What is no expert at all is judged below; here it must only not be followed out of the tables.
+        safe = taken.clamp(0, self.experts - 1)
+        scores, own, weights = run_block(self._replaying, (*inputs, safe), env)
+        env.replay.judge(self, scores, own, taken)
+        return [safe, weights]
+
+    @cached_property  # replaying a text runs it for each token
+    def _replaying(self) -> Block:
+        """What is computed of the inputs and given experts: the scores, the own choice, the weights of those given."""
+        arguments = (*self.inputs(), self.results[0])
         block = Block([v.type for v in arguments], [v.name for v in arguments])
         b, given = Builder(block), block.args[-1]
         p, biased = self._scores(b, *block.args[:-1])
         block.set_outputs([biased, self._best(b, biased), self._weights(b, p, given)])
-        # What is no expert at all is judged below; here it must only not be followed out of the tables.
-        safe = taken.clamp(0, self.experts - 1)
-        scores, own, weights = run_block(block, (*inputs, safe), env)
-        env.replay.judge(self, scores, own, taken)
-        return [safe, weights]
+        return block
 
     def _scores(self, b: Builder, logits: Value, *bias: Value) -> tuple[Value, Value]:
         """(p, b)"""

@@ -101,7 +101,10 @@ class Constant(Elementwise):
     def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:
         import torch
 
-        return torch.tensor(self.value, dtype=env.dtype(self.result.type)).reshape(env.shape(self.shape))
+        shape, dtype = env.shape(self.shape), env.dtype(self.result.type)
+        if len(self.value) == 1:  # filled where it is wanted: a device's copy from the host would wait for all before it
+            return torch.full(shape, self.value[0], dtype=dtype)
+        return torch.tensor(self.value, dtype=dtype).reshape(shape)
 
     def bytes(self) -> Dim:
         return 0

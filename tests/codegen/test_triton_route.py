@@ -117,11 +117,30 @@ def test_without_rows(interpreter: InterpreterWorker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "attributes", ["top_k = 4", "top_k = 4, groups = 4, keep = 2", "top_k = 3, groups = 3, keep = 2, dropped = 0.0"]
+    "attributes",
+    [
+        "top_k = 4",
+        "top_k = 4, groups = 4, keep = 2",
+        "top_k = 7, groups = 6, keep = 3, group_top = 3",
+        "top_k = 3, groups = 3, keep = 2, dropped = 0.0",
+    ],
 )
 def test_of_equals_the_lower_expert_wins(interpreter: InterpreterWorker, tmp_path: Path, attributes: str) -> None:
     logits = torch.randint(-1, 2, (25, 24)).float()
     check(interpreter, tmp_path, chooser(24, attributes), [logits, torch.zeros(24)])
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "top_k = 4, groups = 8, keep = 4, factor = 2.5",
+        "top_k = 5, groups = 6, keep = 3, group_top = 3",
+        'top_k = 3, groups = 3, keep = 1, group_top = 1, score = "softmax", normalize = false',
+    ],
+)
+def test_of_logits(interpreter: InterpreterWorker, tmp_path: Path, attributes: str) -> None:
+    """The groups that stay are read again."""
+    check(interpreter, tmp_path, chooser(48, attributes), [3 * torch.randn(37, 48), torch.randn(48) * 0.3])
 
 
 def test_dropped_groups_may_win_where_they_count_as_zero(interpreter: InterpreterWorker, tmp_path: Path) -> None:
@@ -153,6 +172,7 @@ def test_other_regions_are_refused() -> None:
 RING_MINI = {
     "route": router(256, 2048, "top_k = 8, groups = 8, keep = 4, factor = 2.5", dtype="bf16"),
     "route_sorted": router(256, 2048, "top_k = 8, groups = 8, keep = 4, factor = 2.5", dtype="bf16", sorts=True),
+    "choose": chooser(256, "top_k = 8, groups = 8, keep = 4, factor = 2.5"),
     "sort": sorter(256),
 }
 

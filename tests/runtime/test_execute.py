@@ -121,20 +121,8 @@ def test_what_runs_beside_others_shares_no_memory_with_them(program: Program, to
     assert pairs >= 30
 
 
-class Replaying:
-    """Meanings of kernels none of which routes."""
-
-    def behind(self, _kernel: str, _given: Sequence[torch.Tensor], _sizes: Sizes) -> Sequence[Any]:
-        return ()
-
-
-@pytest.mark.parametrize(
-    ("host", "meanings", "captured"),
-    [(frozenset[str](), None, True), (frozenset({"attend"}), None, False), (frozenset[str](), Replaying(), False)],
-)
-def test_what_reads_the_host_or_replays_routing_is_no_graph(
-    host: frozenset[str], meanings: Any, captured: bool
-) -> None:
+@pytest.mark.parametrize(("host", "captured"), [(frozenset[str](), True), (frozenset({"attend"}), False)])
+def test_what_reads_the_host_is_no_graph(host: frozenset[str], captured: bool) -> None:
     def run(rt: Binder, ids: torch.Tensor, logits: torch.Tensor) -> None:
         rt.launch("attend", ids, logits)
 
@@ -144,9 +132,7 @@ def test_what_reads_the_host_or_replays_routing_is_no_graph(
     graphs: Any = object()
     arena.graphs = graphs
     inputs = Inputs({"ids": 3}, CPU)
-    bound = bind(
-        run, ["ids"], inputs, {}, torch.zeros(3, 7), Sizes(3, 1, 3, 1, 1), {}, kernels, arena, meanings=meanings
-    )
+    bound = bind(run, ["ids"], inputs, {}, torch.zeros(3, 7), Sizes(3, 1, 3, 1, 1), {}, kernels, arena)
     assert bound.graphs is (graphs if captured else None)
 
 
