@@ -13,6 +13,7 @@ from ringc.ir.core import Function
 from ringc.ir.text_parse import parse_module
 from ringc.passes.schedules.attention import few_tokens
 from ringc.passes.schedules.model import Rows, crossover
+from ringc.passes.schedules.products import ROWS_OF_EXPERTS, TENSOR_CORE_ROWS
 from ringc.passes.target import Target
 from ringc.runtime.generated import kernel_by
 from tests.device.cases import KERNELS
@@ -98,17 +99,17 @@ def decisions(target: Target) -> list[Decision]:
         first, second = way(product, "triton.gemv", (1, 1)), way(product, "triton.matmul", (1, 0))
         made.append(Decision(f"product {inner} -> {columns}", "rows", FEW, first, second, 2, STATED))
     for name in ("experts_up", "experts_down"):
-        first, second = (
-            way(functions[name], "triton.gemv", (1, 1)),
-            way(functions[name], "triton.grouped", (1, 0)),
-        )
+        first = way(functions[name], "triton.gemv", (1, ROWS_OF_EXPERTS))
+        second = way(functions[name], "triton.grouped", (1, 0))
         what = name.replace("_", "' ") + " product"
-        made.append(Decision(what, "tokens", FEW, first, second, 2, STATED))
+        made.append(Decision(what, "tokens", (*FEW, 24, 32), first, second, ROWS_OF_EXPERTS + 1, STATED))
     for inner, columns in (*MATRICES, HEAD):
         product = _product(inner, columns)
-        first = way(product, "triton.matmul", (1, 0))
-        second = way(product, "torch.library", (1, 0), "library")
+        # Fewer rows have a version of their own, where the product streams the weight at the library's rate.
+        many = (TENSOR_CORE_ROWS + 1, 0)
+        first, second = way(product, "triton.matmul", many), way(product, "torch.library", many, "library")
         rows = crossover(first.seconds, second.seconds, "N", {})
+        rows = None if rows is None else max(rows, many[0])
         counts = BATCH if (inner, columns) == HEAD else MANY
         made.append(Decision(f"product {inner} -> {columns}", "rows", counts, first, second, rows, "solved"))
     split = way(functions["attention"], "triton.attention_decode", (1, 1))

@@ -27,6 +27,7 @@ def default_pipeline(record: Record | None = None) -> list[Pass]:
         "layout",  # what was selected decides how the weights are stored: written as the `prepare` function
         "kernels",  # equal regions become one kernel
         "beside",  # what is off the critical path: known now, as kernels have their predicted times
+        "early",  # what may be read before the launch in front has ended: known when their order is
         "memory",  # liveness, one arena, states in place
     ]
     options: dict[str, dict[str, object]] = {"select": {"record": record}} if record is not None else {}

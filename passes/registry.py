@@ -21,6 +21,7 @@ PASSES = {
     "layout": "ringc.passes.layout:WeightLayout",
     "kernels": "ringc.passes.kernels:OutlineKernels",
     "beside": "ringc.passes.beside:Beside",
+    "early": "ringc.passes.early:Early",
     "memory": "ringc.passes.memory:MemoryPlan",
 }
 """Name -> where the class is; imported when asked for."""

@@ -92,7 +92,9 @@ class Choice:
         w("    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,")
         with w.block("):"):
             shape = "[parts, rows, experts]" if self.summed else "[rows, experts]"
-            w(f'"""One row: its experts, best first, the lower one among equals, and their weights. logits: {shape}."""')
+            w(
+                f'"""One row: its experts, best first, the lower one among equals, and their weights. logits: {shape}."""'
+            )
             w("group = tl.arange(0, GROUP_TILE)")
             w("member = tl.arange(0, EACH_TILE)")
             w("number = group[:, None] * EACH + member[None, :]")

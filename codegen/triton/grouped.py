@@ -110,10 +110,8 @@ def _body(p: Product, anchor: SegmentMatMul, experts: int, tilings: Sequence[Til
     row = Axis("row", 0, None, wide=True, slot=0, block=tilings[0].rows, inside="row_in")
     reader = Reader(t, {})
     place = _left(p, t, reader, row)
-    # Few rows of an expert are read alone; in larger tiles the rows behind the last are read and not stored.
-    t.line("reads = row_in | (ROWS > 16)")
     wide = f" + expert.to(tl.int64) * {p.columns * p.inner}"
-    accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="reads", wide=wide)
+    accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="row_in", wide=wide)
     t.line("column = columns[None, :]")
     column = Axis(
         "column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else f"(column < {p.columns})"
@@ -148,7 +146,7 @@ def _left(p: Product, t: Tiles, reader: Reader, row: Axis) -> str:
         name = t.sum_text(number)
         at = f"{name}.to(tl.int64) * {p.inner}"
     else:
-        at = f"tl.minimum(row, rows - 1) * {p.inner}"
+        at = f"row * {p.inner}"
     source = viewed(value)
     if source is None:
         raise CodegenError(f"@{p.name}: the rows are neither an argument nor gathered from one")

@@ -36,7 +36,7 @@ GROUP = 8
 
 LOCALS = (
     "rows", "depth", "step", "ROWS", "COLUMNS", "INNER", "STAGES", "program", "column_tiles", "group", "height", "place", "row", "row_in",
-    "columns", "column", "column_read", "inner", "start", "x_at", "x_tile", "w_tile", "w_tile0", "w_tile1",
+    "columns", "column", "column_read", "spare", "inner", "start", "x_at", "x_tile", "w_tile", "w_tile0", "w_tile1",
     "w_at", "w_at0", "w_at1", "acc", "acc0", "acc1", "tile", "experts", "offset", "keys", "expert", "first", "end", "reads", "index",
 )  # fmt: skip
 """Names of the kernels' variables, which no tensor may have."""
@@ -316,9 +316,12 @@ def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, s
     t.line(f"row = ((group * {GROUP} + place % height).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]")
     t.line("row_in = row < rows")
     columns_of(t, "place // height", p.columns, whole=whole)
-    t.line("# Rows behind the last are read as the last, and not stored.")
+    t.line(
+        "# Rows behind the last are read as some of the first, and not stored: all programs at once would ask the same memory for one."
+    )
+    t.line(f"spare = tl.arange(0, ROWS) & tl.where(rows < ROWS, {FEW - 1}, ROWS - 1)")
     t.line("inner = tl.arange(0, INNER)")
-    place = f"{x} + tl.minimum(row, rows - 1) * {p.inner} + inner[None, :]"
+    place = f"{x} + tl.where(row_in, row, spare[:, None]) * {p.inner} + inner[None, :]"
     accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="")
     t.line("column = columns[None, :]")
     row = Axis("row", 0, None, wide=True, slot=0, block=tilings[0].rows, inside="row_in")

@@ -43,9 +43,13 @@ def overlapping(text: str, name: str) -> str:
         indent = " " * function.body[0].col_offset
         first = _first_line(function, lines)
         wait = next((i for i in range(first, function.end_lineno or first) if lines[i].strip() == WEIGHTS_ALONE), None)
-        if wait is not None:
+        if wait is not None and any("tl.load(" in line for line in lines[first:wait]):
             lines.insert(wait + 1, indent + WAIT)
             lines.insert(first, indent + NEXT)
+        elif wait is not None:
+            # Nothing is read early. The next launch may read what was there when all programs of this one had waited.
+            lines.insert(wait + 1, indent + NEXT)
+            lines.insert(wait + 1, indent + WAIT)
         else:
             lines.insert(_stores(function), indent + NEXT)
             lines.insert(first, indent + WAIT)

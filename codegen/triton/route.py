@@ -32,6 +32,14 @@ STREAMED = 4
 LONGEST = 8192
 """Longest row of the weight that is held so."""
 
+PARTS = 8
+"""Most parts of the inner axis, which the choice adds up again.
+
+H100, 2048 -> 256 with its choice, us by tile (rows, experts, inner) and most parts: 16 rows (16, 16, 128) 8.8 with 8 or 16 parts,
+8.9 with 32, (16, 32, 128) 9.6; 64 rows (64, 64, 64) 9.5 with 8, 10.0 with 16, 11.6 with 32, (64, 128, 64) 9.7, 10.3 and 12.4;
+256 rows (64, 64, 64) 10.1, (64, 128, 64) 10.5 to 11.9. 8192 rows take 28 us for the product in tiles of 64 and 128 rows, cuBLAS 23.4.
+"""
+
 RESULTS, SORTED = ("experts", "weights"), ("order", "offsets", "places")
 """What a launch writes: the route's results, and those of the sort."""
 
@@ -142,8 +150,10 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
     w(f"block_n, block_e, block_k = {tuple(few.values())} if few else {tuple(many.values())}")
     w(f"tiles = -(-rows // block_n) * -(-{experts} // block_e)")
     w(f"steps = -(-{inner} // block_k)")
-    w("# As many parts of the inner axis as fill the processors, fit the workspace, and have something to do.")
-    w("parts = max(1, min(steps, ROWS // rows, -(-128 // tiles)))")
+    w(
+        "# As many parts of the inner axis as fill the processors, fit the workspace, and are added up again at no great cost."
+    )
+    w(f"parts = max(1, min(steps, ROWS // rows, -(-128 // tiles), {PARTS}))")
     w("steps = -(-steps // parts)")
     w(f"grid = (-(-rows // block_n), -(-{experts} // block_e), parts)")
     w(f"product[grid]({given}, steps, **pinned(JOBS[{first + 1} if few else {first + 2}]))")
@@ -215,10 +225,9 @@ def _product_job(region: _Region, *, few: bool) -> Job:
     narrow = region.x.type.dtype.bytes == 2
     sizes = {"INNER": inner, "EXPERTS": region.op.experts}
     if few:
-        sizes |= {"BLOCK_N": 16, "BLOCK_E": min(32, experts), "BLOCK_K": min(128 if narrow else 64, padded(inner))}
-        return Job("product", signature, sizes, num_warps=4, num_stages=2)
-    # 8192 rows of 2048 and 256 experts, H100: 27.7 us; 128 rows 30 to 31, 256 experts 28.4, three stages 32.6; cuBLAS 23.6.
-    rows, columns, deep, warps, stages = (64, 128, 64, 4, 4) if narrow else (32, 32, 32, 8, 2)
+        sizes |= {"BLOCK_N": 16, "BLOCK_E": 16, "BLOCK_K": min(128 if narrow else 64, padded(inner))}
+        return Job("product", signature, sizes, num_warps=4, num_stages=3)
+    rows, columns, deep, warps, stages = (64, 64, 64, 4, 4) if narrow else (32, 32, 32, 8, 2)
     sizes |= {"BLOCK_N": rows, "BLOCK_E": min(columns, experts), "BLOCK_K": min(deep, padded(inner))}
     return Job("product", signature, sizes, num_warps=warps, num_stages=stages)
 

@@ -155,6 +155,7 @@ class SortByKey(Op):
 
         (keys,) = inputs
         order = keys.long().argsort(stable=True)
-        counts = torch.bincount(keys.long(), minlength=self.num_keys)
+        # `bincount` would wait for the device.
+        counts = keys.new_zeros(self.num_keys, dtype=torch.int64).index_add_(0, keys, torch.ones_like(keys).long())
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return order.to(torch.int32), offsets.to(torch.int32), order.argsort().to(torch.int32)

@@ -43,6 +43,12 @@ GPU_SEGMENT = 256
 GPU_COLUMNS = 64
 """Columns of the state that one block of threads holds."""
 
+GPU_STEP = 0.57e-6
+"""Seconds of a step of the recurrence on a GPU, which waits for the last one. H100: 64 tokens of a sequence of 16 heads take 43 us."""
+
+GPU_RECURRENT_RATE = 0.28
+"""Share of a GPU's rate of arithmetic that the recurrence reaches where sequences fill it. H100: 1.5 us a step of 16 of them."""
+
 GPU_BLOCKS = 256
 """Blocks of threads that a long batch is cut into: two on each of 132 processors, all at once. Twice as many take 107 instead of 89 us for
 8192 tokens of 16 heads of 128 on an H100, and 526 instead of 510 us for 65536, as each sums up a longer prefix."""
@@ -137,16 +143,20 @@ def _tasks(p: Problem) -> int:
 
 
 def _gpu(p: Problem, target: Target) -> dict[str, Candidate]:
-    # A step of the recurrence waits for the last one: about 0.35 us. Segments take 89 us at T = 8192, H = 16: half of the bandwidth.
-    serial = roofline(target, 0, p.state_bytes + p.row_bytes, rate=1.0, bandwidth=0.9) + sympy.Float(0.35e-6) * N / B
+    steps = sympy.Float(GPU_STEP) * N / B
+    work = 5 * N * p.heads * p.dk * p.dv / sympy.Float(GPU_RECURRENT_RATE * target.vector_rate)
+    serial = roofline(target, 0, p.state_bytes + p.row_bytes, rate=1.0, bandwidth=0.9) + longer(steps, work)
+    # H100, 16 heads: 16 sequences of 16 tokens 21 us beside the start of a graph (26 predicted), of 128 35 (46); one of 256 13 (13), of
+    # 4096 53 (60). Segments behind the first read their keys and values twice, and hand their states on through memory.
     most = max(4, GPU_BLOCKS // (p.heads * -(-p.dv // GPU_COLUMNS)))
-    segments = add(B, sympy.Min(floordiv(N, GPU_SEGMENT), most))
-    states = 2 * 4 * segments * p.heads * p.dk * p.dv
+    cuts = sympy.Min(floordiv(N, GPU_SEGMENT), most)
+    segments = add(B, cuts)
     flops = N * p.heads * (4 * GPU_CHUNK * p.dv + 4 * p.dk * p.dv)
-    steps = sympy.Min(N / B, longer(sympy.Integer(GPU_SEGMENT), N / most), evaluate=False) / GPU_CHUNK
-    traffic = p.state_bytes + p.row_bytes * sympy.Rational(3, 2) + states
-    parallel = roofline(target, flops, traffic, rate=0.25 * target.matrix_rate, bandwidth=0.6, launches=2)
-    parallel += sympy.Float(4e-6) + sympy.Float(1e-6) * steps
+    chunks = sympy.Min(N / B, longer(sympy.Integer(GPU_SEGMENT), N / most), evaluate=False) / GPU_CHUNK
+    twice = 1 + cuts / (2 * segments)
+    traffic = p.state_bytes + p.row_bytes * twice + 2 * 4 * cuts * p.heads * p.dk * p.dv
+    parallel = roofline(target, flops, traffic, rate=0.25 * target.matrix_rate, bandwidth=0.75, launches=2)
+    parallel += sympy.Float(1.2e-6) + sympy.Float(1e-6) * chunks
     workspace = TensorType(DType.F32, (mul(segments, p.heads), p.dk, p.dv))
     config = f"chunk={GPU_CHUNK},segment={GPU_SEGMENT},segments={most}"
     chunked = Candidate(f"triton.linear_chunked{{{config}}}", parallel, workspace=(workspace,))

@@ -17,6 +17,19 @@ from ringc.passes.target import Target
 TENSOR_CORE_ROWS = 16
 """Rows up to which `triton.matmul` streams the weight, in a function beside that of the tiles: the height of a tensor core's tile."""
 
+STREAMED, TILED = 0.85, 0.65
+"""Shares of a GPU's bandwidth that a product reaches which streams the weight, and one of tiles with few of them.
+
+H100, 2048 -> 8192, us of `triton.matmul` and of cuBLAS: 16 rows 20.0 and 20.7, 64 rows 25.1 and 20.8, 512 rows 35.6 and 31.1.
+"""
+
+ROWS_OF_EXPERTS = 16
+"""Tokens up to which a GPU's expert product may take its rows one by one: few of them share an expert.
+
+H100, ring-mini, us of rows one by one and of tiles: up of 2 tokens 35.2 and 37.4, of 8 92.6 and 98.4, of 16 152 and 154; down of 2 tokens
+20.1 and 21.9, of 8 53.9 and 55.4, of 16 89.4 and 84.2.
+"""
+
 MAKING = 0.6e-6
 """Seconds by which a GPU's product of one row takes longer when it makes its left operand itself.
 
@@ -44,14 +57,18 @@ def dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
 def gemv(body: Block, rows: Rows, target: Target) -> Candidate:
     """A GPU's product of one row, or of rows that have an expert each."""
     seconds = roofline(target, flops_of(body), touched_bytes(body), rate=0.3 * target.vector_rate)
-    return Candidate("triton.gemv", seconds, "" if rows[1] == 1 else ONE_ROW)
+    if again := sympy.sympify(again_bytes(body)):
+        seconds += again / sympy.Float(4 * target.bandwidth)
+    most = ROWS_OF_EXPERTS if any(isinstance(op, SegmentMatMul) for op in body.ops) else 1
+    return Candidate("triton.gemv", seconds, "" if 1 <= rows[1] <= most else ONE_ROW)
 
 
 def alone(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     """Candidates of a product with nothing in front."""
     flops, moved = flops_of(body), region_bytes(body)
     if target.backend == "triton":
-        seconds = roofline(target, flops, moved, rate=0.8 * target.matrix_rate, bandwidth=0.85)
+        bandwidth = STREAMED if 1 <= rows[1] <= TENSOR_CORE_ROWS else TILED
+        seconds = roofline(target, flops, moved, rate=0.8 * target.matrix_rate, bandwidth=bandwidth)
         tiled = Candidate("triton.matmul", seconds, limit=TENSOR_CORE_ROWS)
         return [gemv(body, rows, target), tiled] if rows[1] == 1 else [tiled]
     if target.backend == "torch":
@@ -73,9 +90,9 @@ def grouped(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     """Candidates of an expert product."""
     flops, moved = flops_of(body), touched_bytes(body)
     if target.backend == "triton":
-        seconds = roofline(target, flops, moved, rate=0.6 * target.matrix_rate, bandwidth=0.8)
+        seconds = roofline(target, flops, moved, rate=0.6 * target.matrix_rate, bandwidth=0.9)
         tiled = Candidate("triton.grouped", seconds)
-        return [gemv(body, rows, target), tiled] if rows[1] == 1 else [tiled]
+        return [gemv(body, rows, target), tiled] if 1 <= rows[1] <= ROWS_OF_EXPERTS else [tiled]
     if target.backend == "torch":
         return [Candidate("torch.eager", roofline(target, flops, moved, rate=0.3 * target.matrix_rate, launches=64))]
     # 18 or 36 weights in turn, 4 experts for each token, both products together. 32 experts, 512 -> 48: 1 token takes 10.9 us row by row

@@ -63,8 +63,16 @@ def test_a_kernel_waits_first_and_lets_the_next_begin_before_its_last_stores() -
 
 
 def test_what_reads_its_weights_first_waits_behind_them_and_lets_the_next_begin_at_once() -> None:
+    weights = f"    w = tl.load(y + at)\n    {WEIGHTS_ALONE}\n    value ="
+    made = overlapping(FILE.replace("    value =", weights), "scale")
+    assert body_of(made, "scale")[1:7] == [
+        NEXT, "# What it begins with.", "at = tl.arange(0, 16)", "w = tl.load(y + at)", WEIGHTS_ALONE, WAIT,
+    ]  # fmt: skip
+
+
+def test_what_could_read_early_and_does_not_waits_before_it_lets_the_next_begin() -> None:
     made = overlapping(FILE.replace("    value =", f"    {WEIGHTS_ALONE}\n    value ="), "scale")
-    assert body_of(made, "scale")[1:6] == [NEXT, "# What it begins with.", "at = tl.arange(0, 16)", WEIGHTS_ALONE, WAIT]
+    assert body_of(made, "scale")[1:6] == ["# What it begins with.", "at = tl.arange(0, 16)", WEIGHTS_ALONE, WAIT, NEXT]
 
 
 def test_a_kernel_that_ends_otherwise_lets_the_next_begin_before_its_last_statement() -> None:

@@ -167,7 +167,10 @@ def test_a_router_of_many_rows_takes_the_library_for_its_product(rows: tuple[int
 
 
 def test_a_gpu_takes_the_library_where_it_is_faster() -> None:
-    (product,) = regions(passed(PLAIN.replace("f32[", "bf16["), "fuse,library,select", target("sm_90")))
+    module = parse_module(HEAD + PLAIN.replace("f32[", "bf16["))
+    module.functions["f"].notes["rows"] = (2, 16)
+    PassManager(parse_pipeline("fuse,library,select"), [verify_each]).run(module, target("sm_90"))
+    (product,) = regions(module)
     assert {product.implementation, *(n for n, *_ in product.lost)} == {"triton.matmul", "library: torch.library"}
     many = PLAIN.replace("f32[", "bf16[").replace("64", "4096").replace("48", "4096")
     (product,) = regions(passed(many, "fuse,library,select", target("sm_90")))

@@ -15,7 +15,7 @@ func @prefill(%q: f32[N / B, 2, 128], %k: f32[N / B, 2, 128], %v: f32[N / B, 2, 
 }
 # CHECK-NOT: func @prefill(
 # CHECK:     func @prefill.short({{.*}}guard = "N <= 16"{{.*}}"dense products", 17, "triton.matmul takes tiles of rows: its stated limit"
-# CHECK:       form = "recurrent", steepest = 20.0
+# CHECK:       form = "chunked", steepest = 20.0
 # CHECK:     func @prefill.brief({{.*}}guard = "N < {{[0-9]+}} * B"
 # CHECK:       form = "recurrent", steepest = 20.0
 # CHECK:     func @prefill.long({{.*}}guard = "", rows = [17, 0]
