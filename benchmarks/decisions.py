@@ -33,8 +33,8 @@ MANY = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 LENGTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
-STATED = "stated"
-"""Why a crossover is where it is, when no costs are compared: a rule says so."""
+SOLVED, STATED = "solved", "stated"
+"""Why a crossover is where it is: the costs of both ways are compared there, or a rule says so."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Decision:
         counts: values of the size, rising, that are measured.
         first, second: the ways for small and for large sizes.
         predicted: the least size at which the second way is taken; None for never.
-        why: "solved" from the costs, or "stated" by a rule.
+        why: `SOLVED` or `STATED`.
         sequences: how many there are; None for one to each row.
     """
 
@@ -93,7 +93,7 @@ def decisions(target: Target) -> list[Decision]:
         tokens = crossover(recurrent.seconds, chunked.seconds, "N", {"B": sequences})
         length = None if tokens is None else max(1, -(-tokens // sequences))
         what = f"linear attention, {sequences} sequence{'s' * (sequences > 1)}"
-        made.append(Decision(what, "tokens each", LENGTHS, recurrent, chunked, length, "solved", sequences))
+        made.append(Decision(what, "tokens each", LENGTHS, recurrent, chunked, length, SOLVED, sequences))
     for inner, columns in MATRICES:
         product = _product(inner, columns)
         first, second = way(product, "triton.gemv", (1, 1)), way(product, "triton.matmul", (1, 0))
@@ -109,9 +109,11 @@ def decisions(target: Target) -> list[Decision]:
         many = (TENSOR_CORE_ROWS + 1, 0)
         first, second = way(product, "triton.matmul", many), way(product, "torch.library", many, "library")
         rows = crossover(first.seconds, second.seconds, "N", {})
-        rows = None if rows is None else max(rows, many[0])
+        why = SOLVED
+        if rows is not None and rows < many[0]:
+            rows, why = many[0], STATED
         counts = BATCH if (inner, columns) == HEAD else MANY
-        made.append(Decision(f"product {inner} -> {columns}", "rows", counts, first, second, rows, "solved"))
+        made.append(Decision(f"product {inner} -> {columns}", "rows", counts, first, second, rows, why))
     split = way(functions["attention"], "triton.attention_decode", (1, 1))
     whole = way(functions["attention"], "triton.attention_prefill", (CONTEXT, 0))
     shared = int(functions["attention"].body.args[1].type.shape[1])

@@ -2,11 +2,16 @@
 
 Kernels of a GPU overlap: one is placed while the other ends, and waits in front of its first read (`ringc.codegen.triton.overlap`). Which
 experts have rows, though, was written by the launch before the last, and so were the weights long before. Where the launch in front waits
-before it lets the next one be placed, all launches before it have ended by then, and what they wrote may be read at once.
+before it lets the next one be placed, all launches before it have ended by then, and what they wrote may be read at once. A launch that
+reads early itself lets the next be placed before it waits; so what any launch of an unbroken row of expert products writes is waited for,
+behind the first of them, which has something else in front and reads nothing early.
+
+A grid begins with nothing in the first-level caches, and is placed after what it reads early was written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ringc.ir.core import Module, Op, Value
@@ -16,7 +21,7 @@ from ringc.passes.framework import Pass
 from ringc.passes.target import Target
 
 FAMILY = "grouped"
-"""The kernels that read early, and those behind which they may: their first wait stands before they let the next launch be placed."""
+"""The kernels that read early, and those behind which they may."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +37,24 @@ class Early(Pass):
         for function in module.functions.values():
             if "family" in function.notes or function.name == "prepare":
                 continue
-            front: Launch | None = None
+            front: list[Launch] = []  # the expert products right in front
             for op in function.body.ops:
                 if isinstance(op, Call):
-                    front = None
+                    front = []
                 elif isinstance(op, Launch):
-                    safe = set() if op.beside else _safe(module, front, op)
+                    product = module.functions[op.kernel].notes["family"] == FAMILY and not op.beside
+                    safe = _safe(front, op) if product else set()
                     found[op.kernel] = found.get(op.kernel, safe) & safe
-                    front = front if op.beside else op
+                    if not op.beside:
+                        front = [*front, op] if product else []
         for name, arguments in found.items():
             if arguments:
                 module.functions[name].notes["early"] = tuple(sorted(arguments))
 
 
-def _safe(module: Module, front: Launch | None, launch: Launch) -> set[int]:
-    """The numbers of a launch's arguments that were written before the launch in front of it began."""
-    if front is None or any(module.functions[op.kernel].notes["family"] != FAMILY for op in (front, launch)):
-        return set()
-    return {i for i, value in enumerate(launch.arguments) if not _is_late(_maker(value), front)}
+def _safe(front: Sequence[Launch], launch: Launch) -> set[int]:
+    """The numbers of an expert product's arguments that were written before the expert products in front of it began."""
+    return {i for i, value in enumerate(launch.arguments) if front and not _is_late(_maker(value), front)}
 
 
 def _maker(value: Value) -> Op | None:
@@ -59,6 +64,6 @@ def _maker(value: Value) -> Op | None:
     return value.op
 
 
-def _is_late(op: Op | None, front: Launch) -> bool:
-    """Whether an operation is the launch in front, or beside the launches of the line, where it may end at any time."""
-    return op is front or (isinstance(op, Launch) and op.beside)
+def _is_late(op: Op | None, front: Sequence[Launch]) -> bool:
+    """Whether an operation is one of those in front, or beside the launches of the line, where it may end at any time."""
+    return isinstance(op, Launch) and (op.beside or op in front)

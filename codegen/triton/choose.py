@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from ringc.codegen.triton.jobs import Job, element, padded, pointer
-from ringc.codegen.triton.overlap import WEIGHTS_ALONE
+from ringc.codegen.triton.overlap import READ_EARLY
 from ringc.codegen.writer import Writer
 from ringc.ir.ops.routing import Route
 from ringc.ir.types import DType, Type
@@ -104,7 +104,7 @@ class Choice:
                 w(f"expert = tl.arange(0, {padded(self.op.experts + 1)})")
             if self.bias is not None:
                 w("b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)")
-                w(WEIGHTS_ALONE)
+                w(READ_EARLY)
             w("row = tl.program_id(0).to(tl.int64)")
             at = "logits, row, rows, parts, GROUPS * EACH" if self.summed else "logits + row * GROUPS * EACH"
             w(f"x = logits_of({at}, number, real){rounded}")

@@ -18,7 +18,7 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Cut, Index, NeedsAxis, Tiles, power_of_two
 from ringc.codegen.triton.jobs import Job, jobs_text
-from ringc.codegen.triton.overlap import WEIGHTS_ALONE
+from ringc.codegen.triton.overlap import READ_EARLY, READ_LATE
 from ringc.codegen.triton.regions import Reader
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
@@ -43,10 +43,10 @@ PROGRAM = 16 << 10
 PROGRAMS = 512
 """Programs wanted at least, about four to a processor."""
 
-SEVERAL = 8 << 10
-"""Bytes of weights that a program reads where several rows have an expert each: programs there are enough, and each costs its start.
+EXPERT = 8 << 10
+"""Bytes of weights that a program reads of an expert: there are programs enough, and each costs its start.
 
-H100, 16 tokens of ring-mini, 8 experts each, us: down 83 to 84 with 8 KiB in 1 or 2 warps, 89 with 4 KiB, 93 with 32; up 151 with 8 KiB.
+H100, ring-mini's down product, us by bytes: of 16 tokens 89 with 4 KiB, 84 with 8, 85 with 16, 93 with 32; of one 12.9, 13.2, 13.5, 15.5.
 """
 
 WARP = 4 << 10
@@ -81,7 +81,8 @@ def emit(kernel: Kernel) -> str:
     size = weights[0].type.dtype.bytes
     columns, inner = (int(d) for d in weights[0].shape[-2:])
     front = any(isinstance(op, MatMul) and op.a.op is not None for op in region.ops)
-    shape = _shape(kernel, columns, inner * size * len(weights), front=front)
+    experts = isinstance(weights[0].op, Gather)
+    shape = _shape(kernel, columns, inner * size * len(weights), experts=experts, front=front)
     early = frozenset(kernel.function.notes.get("early", ()))
     tiles, symbols = _written(body, weights, tensors, shape, columns, inner, early)
     rows = body.outputs[0].shape[0]
@@ -118,10 +119,9 @@ def _check(kernel: Kernel, region: Block) -> None:
             raise CodegenError(f"@{kernel.name}: '{op.name}' behind the product isn't pointwise")
 
 
-def _shape(kernel: Kernel, columns: int, each: int, *, front: bool) -> Programs:
-    """From the number of the weights' rows, the bytes of each, and whether there is row work in front."""
-    one = kernel.function.notes.get("rows", (1, 1))[1] == 1
-    most = max(1, min(4, PROGRAM // each, columns // PROGRAMS) if one else SEVERAL // each)
+def _shape(kernel: Kernel, columns: int, each: int, *, experts: bool, front: bool) -> Programs:
+    """From the number of the weights' rows, the bytes of each, whether they are experts', and whether there is row work in front."""
+    most = max(1, min(columns, EXPERT // each) if experts else min(4, PROGRAM // each, columns // PROGRAMS))
     block = power_of_two(most + 1) // 2
     warps = max(1, min(8, power_of_two(-(-block * each // (2 * WARP if front else WARP)))))
     given = kernel.implementation
@@ -190,6 +190,7 @@ def _body(
     row = Index(((Axis("row", 0, None, wide=True), 1),))
     # Columns lie along the outermost tile axis, so that reductions take the others.
     column = Index(((Axis("column", 0, columns - 1, slot=0, block=shape.columns, inside=inside), 1),))
+    asked = False
     for weight in weights:
         # Which expert's a weight is, a kernel before says: the one in front, or an earlier one (`ringc.passes.early`).
         place = (column,) if not isinstance(weight.op, Gather) else (row, column)
@@ -197,7 +198,8 @@ def _body(
             for piece in reader.pieces(inner, {0}):
                 if piece.loop is None:
                     reader.read(weight, (*place, piece.index))
-    t.line(WEIGHTS_ALONE)
+                    asked = True
+    t.line(READ_EARLY if asked else READ_LATE)
     for value, pointer in zip(body.outputs, tensors.outputs, strict=True):
         assert isinstance(value.type, TensorType)
         t.store(pointer, value.type.dtype, (row, column), value.shape, t.tile(reader.read(value, (row, column))))

@@ -37,7 +37,7 @@ GROUP = 8
 LOCALS = (
     "rows", "depth", "step", "ROWS", "COLUMNS", "INNER", "STAGES", "program", "column_tiles", "group", "height", "place", "row", "row_in",
     "columns", "column", "column_read", "spare", "inner", "start", "x_at", "x_tile", "w_tile", "w_tile0", "w_tile1",
-    "w_at", "w_at0", "w_at1", "acc", "acc0", "acc1", "tile", "experts", "offset", "keys", "expert", "first", "end", "reads", "index",
+    "w_at", "w_at0", "w_at1", "acc", "acc0", "acc1", "tile", "experts", "offset", "keys", "expert", "first", "end", "index",
 )  # fmt: skip
 """Names of the kernels' variables, which no tensor may have."""
 

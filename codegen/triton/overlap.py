@@ -5,9 +5,11 @@ placed and compute their addresses. Here each kernel says that the next may be p
 read. Every program of every kernel waits, also one that then has nothing to do: so all launches before the last one have ended, too, and
 memory can be written again by a kernel further on. (PTX ISA, `griddepcontrol`; from compute capability 9.0 on.)
 
-A kernel that reads its weights first says so at its beginning: the next one's programs are small, and its reads keep memory busy while this
-one ends. Others say it in front of their last stores: programs with much shared memory that are placed early crowd on a few processors
-(a step of one sequence: 1.62 ms without overlap, 1.96 with all placed at the beginning, 1.42 so).
+When it says so depends on what its template marks. A kernel that reads its weights first says it at its beginning: the next one's programs
+are small, and its reads keep memory busy while this one ends. One that could read nothing early says it right behind its wait, so that the
+next may read what was there when all programs of this one had waited (`ringc.passes.early`). Others say it in front of their last stores:
+programs with much shared memory that are placed early crowd on a few processors (a step of one sequence: 1.62 ms without overlap, 1.96 with
+all placed at the beginning, 1.42 so).
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from ringc.codegen.triton.jobs import PINNED, read_jobs
 FIRST_ARCH = 90
 """Compute capability times ten from which on GPUs have it."""
 
-WEIGHTS_ALONE = "# Up to here weights alone are read."
-"""The line of a kernel at which it waits, in the place of its first; what was read before was there before the model ran."""
+READ_EARLY = "# Up to here nothing is read that the kernel in front makes."
+"""The line of a kernel at which it waits, in the place of its first."""
+
+READ_LATE = "# From here on all is there, and the next kernel may be placed."
+"""The same of a kernel that reads nothing before."""
 
 NEXT = "tl.extra.cuda.gdc_launch_dependents()"
 WAIT = "tl.extra.cuda.gdc_wait()"
@@ -42,14 +47,12 @@ def overlapping(text: str, name: str) -> str:
     for function in sorted(functions, key=lambda f: -f.lineno):
         indent = " " * function.body[0].col_offset
         first = _first_line(function, lines)
-        wait = next((i for i in range(first, function.end_lineno or first) if lines[i].strip() == WEIGHTS_ALONE), None)
-        if wait is not None and any("tl.load(" in line for line in lines[first:wait]):
-            lines.insert(wait + 1, indent + WAIT)
+        marks = {line.strip(): i for i, line in enumerate(lines[first : function.end_lineno], start=first)}
+        if READ_EARLY in marks:
+            lines.insert(marks[READ_EARLY] + 1, indent + WAIT)
             lines.insert(first, indent + NEXT)
-        elif wait is not None:
-            # Nothing is read early. The next launch may read what was there when all programs of this one had waited.
-            lines.insert(wait + 1, indent + NEXT)
-            lines.insert(wait + 1, indent + WAIT)
+        elif READ_LATE in marks:
+            lines[marks[READ_LATE] + 1 : marks[READ_LATE] + 1] = [indent + WAIT, indent + NEXT]
         else:
             lines.insert(_stores(function), indent + NEXT)
             lines.insert(first, indent + WAIT)

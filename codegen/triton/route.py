@@ -14,7 +14,7 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
 from ringc.codegen.triton.choose import CHOOSE_NAMES, Choice
 from ringc.codegen.triton.jobs import Job, jobs_text, padded, pointer
-from ringc.codegen.triton.overlap import WEIGHTS_ALONE
+from ringc.codegen.triton.overlap import READ_EARLY
 from ringc.codegen.triton.signature import RESERVED
 from ringc.codegen.triton.sort import RANK, rank_job, rank_programs
 from ringc.codegen.writer import Writer
@@ -204,7 +204,7 @@ def stream(x, w, partial, rows, INNER: tl.constexpr, EXPERTS: tl.constexpr, BLOC
     expert = tl.program_id(0)
     at = tl.arange(0, BLOCK_K)
     w_row = tl.load(w + expert * INNER + at{mask}).to(tl.float32)
-    {WEIGHTS_ALONE}
+    {READ_EARLY}
     for row in range(rows):
         x_row = tl.load(x + row * INNER + at{mask}).to(tl.float32)
         tl.store(partial + row * EXPERTS + expert, tl.sum(x_row * w_row, 0))'''

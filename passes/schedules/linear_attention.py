@@ -146,17 +146,19 @@ def _gpu(p: Problem, target: Target) -> dict[str, Candidate]:
     steps = sympy.Float(GPU_STEP) * N / B
     work = 5 * N * p.heads * p.dk * p.dv / sympy.Float(GPU_RECURRENT_RATE * target.vector_rate)
     serial = roofline(target, 0, p.state_bytes + p.row_bytes, rate=1.0, bandwidth=0.9) + longer(steps, work)
-    # H100, 16 heads: 16 sequences of 16 tokens 21 us beside the start of a graph (26 predicted), of 128 35 (46); one of 256 13 (13), of
-    # 4096 53 (60). Segments behind the first read their keys and values twice, and hand their states on through memory.
+    # Segments behind the first read their keys and values twice, but for heads that see less than a segment back, and hand their states on
+    # through memory. In a long segment the chunks' own latency hides behind what others read. H100, 16 heads, us predicted and measured
+    # (less the 3 in which a graph starts): one sequence of 64 tokens 7 and 6, of 512 16 and 21, of 4096 58 and 53, of 65536 605 and 507;
+    # 16 sequences of 16 tokens 23 and 21, of 1024 164 and 132.
     most = max(4, GPU_BLOCKS // (p.heads * -(-p.dv // GPU_COLUMNS)))
     cuts = sympy.Min(floordiv(N, GPU_SEGMENT), most)
     segments = add(B, cuts)
     flops = N * p.heads * (4 * GPU_CHUNK * p.dv + 4 * p.dk * p.dv)
     chunks = sympy.Min(N / B, longer(sympy.Integer(GPU_SEGMENT), N / most), evaluate=False) / GPU_CHUNK
-    twice = 1 + cuts / (2 * segments)
-    traffic = p.state_bytes + p.row_bytes * twice + 2 * 4 * cuts * p.heads * p.dk * p.dv
+    again = cuts / (4 * segments)
+    traffic = p.state_bytes + p.row_bytes * (1 + again) + 2 * 4 * cuts * p.heads * p.dk * p.dv
     parallel = roofline(target, flops, traffic, rate=0.25 * target.matrix_rate, bandwidth=0.75, launches=2)
-    parallel += sympy.Float(1.2e-6) + sympy.Float(1e-6) * chunks
+    parallel += sympy.Float(1.2e-6) + sympy.Float(1e-6) * sympy.Min(chunks, 8, evaluate=False)
     workspace = TensorType(DType.F32, (mul(segments, p.heads), p.dk, p.dv))
     config = f"chunk={GPU_CHUNK},segment={GPU_SEGMENT},segments={most}"
     chunked = Candidate(f"triton.linear_chunked{{{config}}}", parallel, workspace=(workspace,))

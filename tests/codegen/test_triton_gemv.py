@@ -15,8 +15,10 @@ from ringc.codegen.kernel import Kernel, parse_implementation
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
+from ringc.codegen.triton.overlap import WAIT
 from ringc.errors import CodegenError
 from ringc.passes.front import before_product
+from ringc.passes.target import target
 from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of
 from tests.codegen.test_triton_grouped import LENGTHS, down, spread, up
 
@@ -186,15 +188,22 @@ def test_every_argument_may_have_a_name_of_the_kernel(interpreter: InterpreterWo
     check(interpreter, tmp_path, made, random_inputs(made.function, {"N": 5}))
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("name", ["one", "decode", "last", "none"])
-def test_experts(interpreter: InterpreterWorker, tmp_path: Path, name: str) -> None:
-    """Rows that have an expert each, and rows that share one."""
+def test_experts(interpreter: InterpreterWorker, tmp_path: Path, name: str, early: bool) -> None:
+    """Rows that have an expert each, and rows that share one; weights read in front of the wait or behind it."""
     lengths = LENGTHS[name]
     for made, inputs in (
         (up(8, 40, 48, 4), spread(lengths, 4, 40, 48)),
         (down(8, 24, 40), [torch.randn(sum(lengths), 40), torch.randn(8, 24, 40) / 6, offsets_of(lengths)]),
     ):
-        check(interpreter, tmp_path, Kernel(made.function, parse_implementation(TEMPLATE)), inputs)
+        if early:
+            made.function.notes["early"] = tuple(range(len(made.function.body.args)))
+        found = Kernel(made.function, parse_implementation(TEMPLATE))
+        body = emit(found, target("sm_90")).text.partition("\ndef ")[2]
+        front, wait, behind = body.partition(WAIT)
+        assert wait and ("_proj" in front or ".to(tl.int64) *" in front) == early and "tl.store" in behind
+        check(interpreter, tmp_path, found, inputs)
 
 
 COLUMN_SCALE = """

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
 from ringc.codegen.triton.interpret import InterpreterWorker
-from ringc.codegen.triton.overlap import NEXT, WAIT, WEIGHTS_ALONE, overlapping
+from ringc.codegen.triton.overlap import NEXT, READ_EARLY, READ_LATE, WAIT, overlapping
 from ringc.passes.target import target
 from tests.codegen.test_triton_route import sorter
 
@@ -63,16 +63,16 @@ def test_a_kernel_waits_first_and_lets_the_next_begin_before_its_last_stores() -
 
 
 def test_what_reads_its_weights_first_waits_behind_them_and_lets_the_next_begin_at_once() -> None:
-    weights = f"    w = tl.load(y + at)\n    {WEIGHTS_ALONE}\n    value ="
+    weights = f"    w = tl.load(y + at)\n    {READ_EARLY}\n    value ="
     made = overlapping(FILE.replace("    value =", weights), "scale")
     assert body_of(made, "scale")[1:7] == [
-        NEXT, "# What it begins with.", "at = tl.arange(0, 16)", "w = tl.load(y + at)", WEIGHTS_ALONE, WAIT,
+        NEXT, "# What it begins with.", "at = tl.arange(0, 16)", "w = tl.load(y + at)", READ_EARLY, WAIT,
     ]  # fmt: skip
 
 
 def test_what_could_read_early_and_does_not_waits_before_it_lets_the_next_begin() -> None:
-    made = overlapping(FILE.replace("    value =", f"    {WEIGHTS_ALONE}\n    value ="), "scale")
-    assert body_of(made, "scale")[1:6] == ["# What it begins with.", "at = tl.arange(0, 16)", WEIGHTS_ALONE, WAIT, NEXT]
+    made = overlapping(FILE.replace("    value =", f"    {READ_LATE}\n    value ="), "scale")
+    assert body_of(made, "scale")[1:6] == ["# What it begins with.", "at = tl.arange(0, 16)", READ_LATE, WAIT, NEXT]
 
 
 def test_a_kernel_that_ends_otherwise_lets_the_next_begin_before_its_last_statement() -> None:

@@ -81,10 +81,19 @@ def cases() -> list[Case]:
                     "implementation": candidate.implementation,
                     "workspace": candidate.workspace,
                 }
+                if candidate.implementation == "triton.gemv" and (early := _early(function)):
+                    notes["early"] = early
                 number = len(seen)
                 made = Function(f"{function.name}_{number}", function.body.clone(), **notes)
                 found.append(Case(made.name, kernel_of(made)))
     return found
+
+
+def _early(function: Function) -> tuple[int, ...]:
+    """What an expert product may read early that follows another: all but its rows (`ringc.passes.early`)."""
+    args = list(function.body.args)
+    rows = [op.x for op in function.body.ops if isinstance(op, SegmentMatMul)]
+    return tuple(i for i, arg in enumerate(args) if arg is not rows[0]) if rows and rows[0] in args else ()
 
 
 def case(name: str) -> Case:

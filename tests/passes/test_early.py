@@ -46,6 +46,12 @@ func @second(%x: f32[N, 8], %y: f32[N, 8]) with {{family = "grouped"}} {{
   return %1
 }}
 """
+CALLED = """
+func @g(%x: f32[N, 8]) {
+  %1 = launch([%x, %x]) {kernel = "first", out = [f32[N, 8]]}
+  return %1
+}
+"""
 OUT = "out = [f32[N, 8]]"
 A = f'  %a = launch([%x, %y]) {{kernel = "first", {OUT}}}'
 B = f'  %b = launch([%a, %y]) {{kernel = "second", {OUT}}}'
@@ -57,7 +63,10 @@ B = f'  %b = launch([%a, %y]) {{kernel = "second", {OUT}}}'
         ([A, B], "grouped", (1,)),
         ([A, B], "row", None),  # it may let the next one be placed before it waits
         ([A.replace("}", ", beside = true}"), B], "grouped", None),  # nothing is known to be in front
-        ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %a]")], "grouped", (1,)),
+        ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %a]")], "grouped", None),  # the one between reads early itself
+        ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %y]")], "grouped", (1,)),
+        ([A, '  %d = call([%x]) {callee = "g", out = [f32[N, 8]]}', B], "grouped", None),  # nor what a call ends with
+        ([A.replace("%a", "%d").replace("}", ", beside = true}"), A, B.replace("%y", "%d")], "grouped", None),
         ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%a, %c]")], "grouped", None),
         ([A, "  %v = reshape(%a) {shape = [8*N]}", "  %w = reshape(%v) {shape = [N, 8]}", B.replace("%a", "%w")], "grouped", (1,)),
     ],
@@ -65,6 +74,13 @@ B = f'  %b = launch([%a, %y]) {{kernel = "second", {OUT}}}'
 def test_what_the_launch_in_front_makes_is_waited_for(
     lines: list[str], first: str, early: tuple[int, ...] | None
 ) -> None:
-    module = parse_module(TEXT.format(lines="\n".join(lines), first=first))
+    module = parse_module(TEXT.format(lines="\n".join(lines), first=first) + CALLED)
     PassManager(parse_pipeline("early")).run(module, target("sm_90"))
     assert module.functions["second"].notes.get("early") == early
+
+
+def test_a_kernel_reads_early_what_is_early_wherever_it_is_launched() -> None:
+    again = f'\nfunc @h(%x: f32[N, 8], %y: f32[N, 8]) {{\n{A}\n  %v = launch([%a, %a]) {{kernel = "second", {OUT}}}\n  return %v\n}}\n'
+    module = parse_module(TEXT.format(lines=f"{A}\n{B}", first="grouped") + again)
+    PassManager(parse_pipeline("early")).run(module, target("sm_90"))
+    assert "early" not in module.functions["second"].notes

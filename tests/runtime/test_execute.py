@@ -121,8 +121,18 @@ def test_what_runs_beside_others_shares_no_memory_with_them(program: Program, to
     assert pairs >= 30
 
 
-@pytest.mark.parametrize(("host", "captured"), [(frozenset[str](), True), (frozenset({"attend"}), False)])
-def test_what_reads_the_host_is_no_graph(host: frozenset[str], captured: bool) -> None:
+class Replaying:
+    """Meanings of kernels none of which routes."""
+
+    def behind(self, _kernel: str, _given: Sequence[torch.Tensor], _sizes: Sizes) -> Sequence[Any]:
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("host", "meanings", "captured"),
+    [(frozenset[str](), None, True), (frozenset({"attend"}), None, False), (frozenset[str](), Replaying(), True)],
+)
+def test_what_reads_the_host_is_no_graph(host: frozenset[str], meanings: Any, captured: bool) -> None:
     def run(rt: Binder, ids: torch.Tensor, logits: torch.Tensor) -> None:
         rt.launch("attend", ids, logits)
 
@@ -132,7 +142,9 @@ def test_what_reads_the_host_is_no_graph(host: frozenset[str], captured: bool) -
     graphs: Any = object()
     arena.graphs = graphs
     inputs = Inputs({"ids": 3}, CPU)
-    bound = bind(run, ["ids"], inputs, {}, torch.zeros(3, 7), Sizes(3, 1, 3, 1, 1), {}, kernels, arena)
+    bound = bind(
+        run, ["ids"], inputs, {}, torch.zeros(3, 7), Sizes(3, 1, 3, 1, 1), {}, kernels, arena, meanings=meanings
+    )
     assert bound.graphs is (graphs if captured else None)
 
 
