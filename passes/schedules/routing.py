@@ -15,9 +15,9 @@ SORT_BLOCK = 512
 """Rows that one program counts: 8192 tokens with 8 experts each keep 128 programs busy."""
 
 PRODUCT_RATE = 0.3
-"""Share of a large product's rate that the router's product reaches. cuBLAS and a choice apart are faster from some hundred rows on.
+"""Share of a large product's rate that the router's product reaches. cuBLAS and a choice apart are faster from a thousand rows on.
 
-H100, 2048 -> 256, in us against apart: 64 rows 11.6 (11.2), 512 rows 12.6 (12.0), 2048 rows 18.3 (16.0), 8192 rows 41.6 (36.5).
+H100, 2048 -> 256, in us against apart: 64 rows 9.4 (11.1), 512 rows 11.3 (12.3), 1024 rows 13.8 (13.4), 2048 rows 19.8 (15.7).
 """
 
 ROUTE_ROWS = 4096
