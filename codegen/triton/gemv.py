@@ -11,8 +11,9 @@ the weight is read once more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
@@ -84,7 +85,7 @@ def emit(kernel: Kernel) -> str:
     experts = isinstance(weights[0].op, Gather)
     shape = _shape(kernel, columns, inner * size * len(weights), experts=experts, front=front)
     early = frozenset(kernel.function.notes.get("early", ()))
-    tiles, symbols = _written(body, weights, tensors, shape, columns, inner, early)
+    tiles, symbols = _written(partial(_body, body, weights, tensors, shape, early), inner)
     rows = body.outputs[0].shape[0]
     sizes = sorted(symbols | symbols_of([rows]))
 
@@ -128,21 +129,13 @@ def _shape(kernel: Kernel, columns: int, each: int, *, experts: bool, front: boo
     return Programs(int(given.get("columns", block)), int(given.get("warps", warps)))
 
 
-def _written(
-    body: Block,
-    weights: Sequence[Value],
-    tensors: Tensors,
-    shape: Programs,
-    columns: int,
-    inner: int,
-    early: frozenset[int],
-) -> tuple[Tiles, set[str]]:
-    """The body, for as many tile axes and such cuts as it turns out to need; and the sizes that it asks for."""
+def _written(write: Callable[[dict[int, Cut], int], tuple[Tiles, set[str]]], inner: int) -> tuple[Tiles, set[str]]:
+    """The body, for such cuts and as many tile axes as it turns out to need; and the sizes that it asks for."""
     cuts: dict[int, Cut] = {}
     axes = 2
     while True:
         try:
-            tiles, symbols = _body(body, weights, tensors, shape, columns, inner, early, cuts, axes)
+            tiles, symbols = write(cuts, axes)
         except NeedsAxis:
             axes += 1
             if axes > MOST_AXES:
@@ -167,13 +160,12 @@ def _body(
     weights: Sequence[Value],
     tensors: Tensors,
     shape: Programs,
-    columns: int,
-    inner: int,
     early: frozenset[int],
     cuts: dict[int, Cut],
     axes: int,
 ) -> tuple[Tiles, set[str]]:
     """One way to write it; raises `Cut` or `NeedsAxis` where it takes others."""
+    columns, inner = (int(d) for d in weights[0].shape[-2:])
     symbols: set[str] = set()
     t = Tiles(Names((*RESERVED, *tensors.all, *tensors.taken)), tensors.pointers(body.args), range(axes), symbols.add)
     reader = Reader(t, cuts)
