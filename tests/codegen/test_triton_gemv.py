@@ -203,6 +203,7 @@ def test_experts(interpreter: InterpreterWorker, tmp_path: Path, name: str, earl
         body = emit(found, target("sm_90")).text.partition("\ndef ")[2]
         front, wait, behind = body.partition(WAIT)
         assert wait and ("_proj" in front or ".to(tl.int64) *" in front) == early and "tl.store" in behind
+        assert f"A program for one row and 16 of {24 if made.name == 'down' else 40} columns." in body
         check(interpreter, tmp_path, found, inputs)
 
 

@@ -166,12 +166,30 @@ def test_a_router_of_many_rows_takes_the_library_for_its_product(rows: tuple[int
     assert [op.family for op in regions(module)] == families
 
 
-def test_a_gpu_takes_the_library_where_it_is_faster() -> None:
-    module = parse_module(HEAD + PLAIN.replace("f32[", "bf16["))
-    module.functions["f"].notes["rows"] = (2, 16)
+@pytest.mark.parametrize(
+    ("text", "rows", "chosen"),
+    [
+        (EXPERTS, (1, 1), "triton.gemv"),
+        (EXPERTS, (2, 16), "triton.gemv"),  # few rows share an expert
+        (EXPERTS, (17, 64), "triton.grouped"),
+        (PLAIN, (2, 16), "triton.matmul"),  # the weight is streamed
+        (PLAIN, (17, 64), "torch.library"),  # tiles with few rows reach less of the bandwidth
+    ],
+)
+def test_few_rows_on_a_gpu(text: str, rows: tuple[int, int], chosen: str) -> None:
+    if text == EXPERTS:
+        wide = (
+            WIDE_EXPERTS.replace("bf16[3, 512", "bf16[256, 512").replace("/ 3", "/ 256").replace("i32[4]", "i32[257]")
+        )
+    else:
+        wide = PLAIN.replace("64]", "2048]").replace("48,", "8192,").replace("f32[", "bf16[")
+    module = parse_module(HEAD + wide)
+    module.functions["f"].notes["rows"] = rows
     PassManager(parse_pipeline("fuse,library,select"), [verify_each]).run(module, target("sm_90"))
-    (product,) = regions(module)
-    assert {product.implementation, *(n for n, *_ in product.lost)} == {"triton.matmul", "library: torch.library"}
+    assert [op.implementation for op in regions(module) if op.family != "row"] == [chosen]
+
+
+def test_a_gpu_takes_the_library_where_it_is_faster() -> None:
     many = PLAIN.replace("f32[", "bf16[").replace("64", "4096").replace("48", "4096")
     (product,) = regions(passed(many, "fuse,library,select", target("sm_90")))
     assert product.implementation == "torch.library"
