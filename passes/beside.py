@@ -15,6 +15,7 @@ from ringc.ir.ops.call import Call, Launch
 from ringc.ir.ops.shape import Reshape
 from ringc.ir.types import StateType
 from ringc.passes.framework import Pass
+from ringc.passes.kernels import host_functions
 from ringc.passes.schedules.candidates import service, typical_sizes
 from ringc.passes.schedules.predict import seconds_at
 from ringc.passes.target import Target
@@ -29,9 +30,8 @@ class Beside(Pass):
     def apply(self, module: Module, target: Target) -> None:
         if target.backend != "triton":
             return  # a kernel has all threads of a CPU
-        for function in module.functions.values():
-            if "family" not in function.notes and function.name != "prepare":
-                _mark(function, _seconds(module, function, typical_sizes(*service(function))))
+        for function in host_functions(module):
+            _mark(function, _seconds(module, function, typical_sizes(*service(function))))
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ringc.ir.core import Module, Op, Value
+from ringc.ir.core import Module, Op
 from ringc.ir.ops.call import Call, Launch
-from ringc.ir.ops.shape import Reshape
 from ringc.passes.framework import Pass
+from ringc.passes.kernels import host_functions
+from ringc.passes.memory import storage_of
 from ringc.passes.target import Target
 
 FAMILY = "grouped"
@@ -34,9 +35,7 @@ class Early(Pass):
         if target.backend != "triton":
             return
         found: dict[str, set[int]] = {}
-        for function in module.functions.values():
-            if "family" in function.notes or function.name == "prepare":
-                continue
+        for function in host_functions(module):
             front: list[Launch] = []  # the expert products right in front
             for op in function.body.ops:
                 if isinstance(op, Call):
@@ -54,14 +53,7 @@ class Early(Pass):
 
 def _safe(front: Sequence[Launch], launch: Launch) -> set[int]:
     """The numbers of an expert product's arguments that were written before the expert products in front of it began."""
-    return {i for i, value in enumerate(launch.arguments) if front and not _is_late(_maker(value), front)}
-
-
-def _maker(value: Value) -> Op | None:
-    """The operation that makes a value, seen through views; None of an argument."""
-    while isinstance(value.op, Reshape):
-        value = value.op.x
-    return value.op
+    return {i for i, value in enumerate(launch.arguments) if front and not _is_late(storage_of(value).op, front)}
 
 
 def _is_late(op: Op | None, front: Sequence[Launch]) -> bool:

@@ -6,6 +6,7 @@ What a kernel is called says what it is for: its family and a number in the orde
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ringc.ir.builder import Builder
@@ -13,6 +14,11 @@ from ringc.ir.core import Function, Level, Module
 from ringc.ir.ops.call import Fused, Launch
 from ringc.passes.framework import Pass
 from ringc.passes.target import Target
+
+
+def host_functions(module: Module) -> Iterator[Function]:
+    """The functions of the host program, once kernels are made: neither kernels nor `prepare`."""
+    return (f for f in module.functions.values() if "family" not in f.notes and f.name != "prepare")
 
 
 @dataclass(frozen=True)

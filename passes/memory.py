@@ -17,6 +17,7 @@ from ringc.ir.ops.shape import Reshape
 from ringc.ir.symbols import Dim, dim_text
 from ringc.ir.types import StateType, TensorType
 from ringc.passes.framework import Pass
+from ringc.passes.kernels import host_functions
 from ringc.passes.target import Target
 
 CALLER = -1
@@ -30,9 +31,8 @@ class MemoryPlan(Pass):
     name = "memory"
 
     def apply(self, module: Module, target: Target) -> None:
-        for function in module.functions.values():
-            if "family" not in function.notes and function.name != "prepare":
-                _plan(module, function)
+        for function in host_functions(module):
+            _plan(module, function)
 
 
 def storage_of(value: Value) -> Value:

@@ -16,7 +16,6 @@ from ringc.codegen.packing import unpack
 from ringc.errors import Place, RunError
 from ringc.ir.core import Block, Env
 from ringc.ir.interpret import run_block
-from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.routing import Route
 from ringc.ir.replay import Replay, is_choice
 from ringc.ir.types import TensorType
@@ -134,11 +133,8 @@ class Meanings:
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         self._device = device
         functions = read_module(artifact, "module").functions
-        # Written out once, and not in each run.
         self._blocks = {
-            name: expanded(functions[name].body, (Route,))
-            for name, entry in artifact.kernels.items()
-            if entry["family"] == "route"
+            name: functions[name].body for name, entry in artifact.kernels.items() if entry["family"] == "route"
         }
         for name, block in self._blocks.items():
             if sum(isinstance(op, Route) for op in block.ops) != 1:

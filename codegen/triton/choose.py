@@ -102,28 +102,33 @@ class Choice:
             w("rank = tl.arange(0, TOP_TILE)")
             if self.sorts:
                 w(f"expert = tl.arange(0, {padded(self.op.experts + 1)})")
+            at = "logits, row, rows, parts, GROUPS * EACH" if self.summed else "logits + row * GROUPS * EACH"
+            read = f"x = logits_of({at}, number, real){rounded}"
+            read_bias = "b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)"
+            biased = f"probability(x{sums}){'' if self.bias is None else ' + b'}"
+            score = f"score = tl.where(real, ordered({biased}), LOWEST)"
             if self.bias is not None:
-                w("b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)")
+                w(read_bias)
                 w(READ_EARLY)
             w("row = tl.program_id(0).to(tl.int64)")
-            at = "logits, row, rows, parts, GROUPS * EACH" if self.summed else "logits + row * GROUPS * EACH"
-            w(f"x = logits_of({at}, number, real){rounded}")
+            w(read)
             if op.score == "softmax":
                 w('x = tl.where(real, x, float("-inf"))')
                 w("largest = tl.max(tl.max(x, 1), 0)")
                 w("whole = tl.sum(tl.sum(tl.exp2((x - largest) * 1.4426950408889634), 1), 0)")
-            score = f"tl.where(real, ordered(probability(x{sums}){'' if self.bias is None else ' + b'}), LOWEST)"
-            w(f"score = {score}")
+            w(score)
+            tiles = "GROUP_TILE"
             if self.groups > 1:
-                self._drop_groups(w)
+                self._add_up_groups(w)
             if self.narrows:
-                w(f"x = logits_of({at}, number, real)")
-                if self.bias is not None:
-                    w("b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)")
-                w(f"score = {score}")
-            tiles = f"{padded(op.keep, 1)} * EACH_TILE" if self.narrows else "GROUP_TILE * EACH_TILE"
-            w(f"flat = tl.reshape(number, [{tiles}])")
-            w(f"left = tl.reshape(score, [{tiles}])")
+                tiles = str(padded(op.keep, 1))
+                self._take_groups(w)
+                for line in (read, *([] if self.bias is None else [read_bias]), score):
+                    w(line)
+            elif self.groups > 1:
+                self._drop_groups(w)
+            w(f"flat = tl.reshape(number, [{tiles} * EACH_TILE])")
+            w(f"left = tl.reshape(score, [{tiles} * EACH_TILE])")
             w("chosen = tl.zeros([TOP_TILE], dtype=tl.int32)")
             if self.sorts:
                 w("ahead = tl.zeros(expert.shape, dtype=tl.int32)")
@@ -153,10 +158,10 @@ class Choice:
             w("tl.store(order + place, rank, mask=rank < TOP_K)")
             w("tl.store(offsets + expert, ahead, mask=expert <= GROUPS * EACH)")
 
-    def _drop_groups(self, w: Writer) -> None:
-        """What is left of the experts: those of the groups that stay, or all, of which others get the score of dropped ones."""
-        op, keep = self.op, self.op.keep
-        w(f"# A group counts by its {op.group_top} largest scores; {keep} of {op.groups} groups stay.")
+    def _add_up_groups(self, w: Writer) -> None:
+        """What groups are compared by."""
+        op = self.op
+        w(f"# A group counts by its {op.group_top} largest scores; {op.keep} of {op.groups} groups stay.")
         w("others = score")
         w("total = tl.zeros([GROUP_TILE], dtype=tl.float32)")
         with w.block(f"for _ in tl.static_range({op.group_top}):"):
@@ -165,19 +170,25 @@ class Choice:
             w("place = tl.min(tl.where(others == best[:, None], member[None, :], EACH_TILE), 1)")
             w("others = tl.where(member[None, :] == place[:, None], LOWEST, others)")
         w("sums = tl.where(group < GROUPS, ordered(total), LOWEST)")
-        if self.narrows:
-            w("equal = (sums[:, None] == sums[None, :]) & (group[:, None] < group[None, :])")
-            w("before = tl.sum(((sums[:, None] > sums[None, :]) | equal).to(tl.int32), 0)")
-            w(f"place = tl.arange(0, {padded(keep, 1)})")
-            w("stays = tl.sum(tl.where(before[None, :] == place[:, None], group[None, :], 0), 1)")
-            w("number = stays[:, None] * EACH + member[None, :]")
-            w(f"real = (place < {keep})[:, None] & (member < EACH)[None, :]")
-            return
+
+    def _take_groups(self, w: Writer) -> None:
+        """The experts of the groups that stay, in the place of all."""
+        keep = self.op.keep
+        w("equal = (sums[:, None] == sums[None, :]) & (group[:, None] < group[None, :])")
+        w("before = tl.sum(((sums[:, None] > sums[None, :]) | equal).to(tl.int32), 0)")
+        w(f"place = tl.arange(0, {padded(keep, 1)})")
+        w("stays = tl.sum(tl.where(before[None, :] == place[:, None], group[None, :], 0), 1)")
+        w("number = stays[:, None] * EACH + member[None, :]")
+        w(f"real = (place < {keep})[:, None] & (member < EACH)[None, :]")
+
+    def _drop_groups(self, w: Writer) -> None:
+        """Experts of groups that don't stay get the score of dropped ones."""
+        op = self.op
         w("equal = (sums[None, :] == sums[:, None]) & (group[None, :] < group[:, None])")
         w("before = tl.sum(((sums[None, :] > sums[:, None]) | equal).to(tl.int32), 1)")
         dropped = 'float("-inf")' if op.dropped == -math.inf else repr(op.dropped)
         w(f"dropped = ordered(tl.full([GROUP_TILE, EACH_TILE], {dropped}, tl.float32))")
-        w(f"score = tl.where(real & (before >= {keep})[:, None], dropped, score)")
+        w(f"score = tl.where(real & (before >= {op.keep})[:, None], dropped, score)")
 
 
 _READ = '''@triton.jit

@@ -60,6 +60,11 @@ class _Region:
     bias: Value | None
     sorts: bool
 
+    @property
+    def choice(self) -> Choice:
+        """What its choice is made for."""
+        return Choice(self.op, None if self.bias is None else self.bias.type, self.logits is None, self.sorts)
+
 
 def _argument(kernel: Kernel, value: Value) -> Value:
     if value.op is not None:
@@ -101,8 +106,7 @@ def emit(kernel: Kernel) -> str:
     region = _region(kernel)
     names = Names(_RESERVED)
     arguments = argument_names(kernel.function.body, names)
-    choice = Choice(region.op, None if region.bias is None else region.bias.type, region.logits is None, region.sorts)
-    jobs = [choice.job(), *([rank_job(region.op.experts)] if region.sorts else [])]
+    jobs = [region.choice.job(), *([rank_job(region.op.experts)] if region.sorts else [])]
     first = len(jobs)
     if region.logits is None:
         jobs += [_stream_job(region), _product_job(region, few=True), _product_job(region, few=False)]
@@ -114,7 +118,7 @@ def emit(kernel: Kernel) -> str:
     if region.logits is None:
         w(f"{_product(region)}\n\n")
         w(f"{_stream(region)}\n\n")
-    w(f"{choice.text()}\n\n")
+    w(f"{region.choice.text()}\n\n")
     if region.sorts:
         w(f"{RANK}\n\n")
     if region.logits is None:
@@ -129,7 +133,7 @@ def emit(kernel: Kernel) -> str:
             _launch_product(w, region, names, jobs, first)
         else:
             w(f"rows = {names[region.logits]}.shape[0]")
-            _launch_choice(w, region, names, names[region.logits], ["rows"] if region.sorts else [])
+            _launch_choice(w, region, names, names[region.logits])
     return w.text()
 
 
@@ -144,7 +148,7 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
         w("return")
     with w.block("if rows <= FEW:"):
         w(f"stream[({experts},)]({given}, **pinned(JOBS[{first}]))")
-        _launch_choice(w, region, names, "partial", ["rows", "1"])
+        _launch_choice(w, region, names, "partial")
         w("return")
     w(f"few = rows <= {few['BLOCK_N']}")
     w(f"block_n, block_e, block_k = {tuple(few.values())} if few else {tuple(many.values())}")
@@ -157,16 +161,16 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
     w("steps = -(-steps // parts)")
     w(f"grid = (-(-rows // block_n), -(-{experts} // block_e), parts)")
     w(f"product[grid]({given}, steps, **pinned(JOBS[{first + 1} if few else {first + 2}]))")
-    _launch_choice(w, region, names, "partial", ["rows", "parts"])
+    _launch_choice(w, region, names, "partial", "parts")
 
 
-def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, numbers: Sequence[str]) -> None:
+def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, parts: str = "1") -> None:
     given = [
         logits,
         *([] if region.bias is None else [names[region.bias]]),
         *RESULTS,
         *(SORTED if region.sorts else ()),
-        *numbers,
+        *({"rows": "rows", "parts": parts}[number] for number in region.choice.numbers),
     ]
     w(f"choose[(rows,)]({', '.join(given)}, **pinned(JOBS[0]))")
     if region.sorts:

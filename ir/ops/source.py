@@ -102,9 +102,8 @@ class Constant(Elementwise):
         import torch
 
         shape, dtype = env.shape(self.shape), env.dtype(self.result.type)
-        if (
-            len(self.value) == 1
-        ):  # filled where it is wanted: a device's copy from the host would wait for all before it
+        if len(self.value) == 1:
+            # Filled where it is wanted: a copy from the host would wait for all that its device has to do before.
             return torch.full(shape, self.value[0], dtype=dtype)
         return torch.tensor(self.value, dtype=dtype).reshape(shape)
 

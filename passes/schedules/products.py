@@ -57,9 +57,9 @@ def dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
 
 def gemv(body: Block, rows: Rows, target: Target) -> Candidate:
     """A GPU's product of one row, or of rows that have an expert each."""
-    seconds = roofline(target, flops_of(body), touched_bytes(body), rate=0.3 * target.vector_rate)
-    if again := sympy.sympify(again_bytes(body)):
-        seconds += again / sympy.Float(4 * target.bandwidth)
+    seconds = roofline(target, flops_of(body), touched_bytes(body), rate=0.3 * target.vector_rate) + _again(
+        body, target
+    )
     most = ROWS_OF_EXPERTS if any(isinstance(op, SegmentMatMul) for op in body.ops) else 1
     return Candidate("triton.gemv", seconds, "" if 1 <= rows[1] <= most else ONE_ROW)
 
@@ -100,8 +100,7 @@ def grouped(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     # 18 or 36 weights in turn, 4 experts for each token, both products together. 32 experts, 512 -> 48: 1 token takes 10.9 us row by row
     # and 11.8 tiled, 3 tokens 51 and 48, 8 tokens 137 and 119, 32 tokens 352 and 222. 16 experts, 128 -> 16: 4 tokens 5.0 and 5.3, 8 tokens
     # 6.8 and 6.0, 32 tokens 15.5 and 9.3. So tiles win from 3 and from about 6 tokens on; 3 and 7 are predicted.
-    again = sympy.sympify(again_bytes(body)) / sympy.Float(4 * target.bandwidth)
-    by_row = roofline(target, 0, moved, rate=1.0, bandwidth=0.6) + again
+    by_row = roofline(target, 0, moved, rate=1.0, bandwidth=0.6) + _again(body, target)
     tiled = roofline(target, flops, moved, rate=0.85 * target.matrix_rate, bandwidth=0.6) + sympy.Float(0.5e-6)
     return [Candidate("tvm.grouped_few{block=16}", by_row), Candidate("tvm.grouped_tiled{rows=8,block=16}", tiled)]
 
@@ -126,14 +125,16 @@ def touched_bytes(body: Block) -> Dim:
     return moved
 
 
-def again_bytes(body: Block) -> Dim:
-    """The bytes of weights that a kernel of single rows reads again, from a cache, for the second and later rows of each expert."""
+def _again(body: Block, target: Target) -> sympy.Expr:
+    """Seconds in which a kernel of single rows reads weights again for the second and later rows of each expert: from a cache, which is
+    taken for four times as fast as memory.
+    """
     total = sympy.Integer(0)
     for op in body.ops:
         if isinstance(op, SegmentMatMul):
             rows, count = op.x.shape[0], sympy.Integer(op.w.shape[0])
             total += (rows - count * (1 - sympy.exp(-rows / count))) * op.w.type.bytes / count
-    return total
+    return total / sympy.Float(4 * target.bandwidth)
 
 
 def flops_of(body: Block) -> Dim:
