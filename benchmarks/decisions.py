@@ -13,7 +13,7 @@ from ringc.ir.core import Function
 from ringc.ir.text_parse import parse_module
 from ringc.passes.schedules.attention import few_tokens
 from ringc.passes.schedules.model import Rows, crossover
-from ringc.passes.schedules.products import ROWS_OF_EXPERTS, TENSOR_CORE_ROWS
+from ringc.passes.schedules.products import TENSOR_CORE_ROWS
 from ringc.passes.target import Target
 from ringc.runtime.generated import kernel_by
 from tests.device.cases import KERNELS
@@ -98,11 +98,6 @@ def decisions(target: Target) -> list[Decision]:
         product = _product(inner, columns)
         first, second = way(product, "triton.gemv", (1, 1)), way(product, "triton.matmul", (1, 0))
         made.append(Decision(f"product {inner} -> {columns}", "rows", FEW, first, second, 2, STATED))
-    for name in ("experts_up", "experts_down"):
-        first = way(functions[name], "triton.gemv", (1, ROWS_OF_EXPERTS))
-        second = way(functions[name], "triton.grouped", (1, 0))
-        what = name.replace("_", "' ") + " product"
-        made.append(Decision(what, "tokens", (*FEW, 24, 32), first, second, ROWS_OF_EXPERTS + 1, STATED))
     for inner, columns in (*MATRICES, HEAD):
         product = _product(inner, columns)
         # Fewer rows have a version of their own, where the product streams the weight at the library's rate.
@@ -138,7 +133,7 @@ func @product_{inner}_{columns}(%x: bf16[N / B, {inner}], %w: bf16[{columns}, {i
 
 
 def arrange(kernel: Kernel, inputs: list[Tensor], sizes: dict[str, int]) -> None:
-    """Put sequences of equal length in slots of their own, at the end of their context, and share rows out among experts by chance.
+    """Put sequences of equal length in slots of their own, at the end of their context.
 
     Args:
         kernel: whose inputs they are.
@@ -154,12 +149,3 @@ def arrange(kernel: Kernel, inputs: list[Tensor], sizes: dict[str, int]) -> None
                 x.copy_(torch.arange(len(x)) * (sizes["N"] // sizes["B"]))
             case "positions":
                 x.fill_(sizes["S"] - 1)
-    # Experts' segments have no name in the text: i32[257], beside rows that are sorted by expert.
-    segments = next((x for x in inputs if x.dtype == torch.int32 and x.shape == (257,)), None)
-    if segments is not None:
-        generator = torch.Generator(segments.device).manual_seed(7)
-        chosen = torch.rand(sizes["N"], 256, generator=generator, device=segments.device).topk(8, 1).indices.flatten()
-        segments.zero_()
-        segments[1:] = torch.bincount(chosen, minlength=256).cumsum(0)
-        if kernel.function.body.args[0].type.dtype.torch == torch.int32:
-            inputs[0].copy_(chosen.argsort(stable=True))

@@ -3,7 +3,8 @@
     RINGC_PEERS=FOLDER python -m benchmarks.moe_layer ARTIFACT [--batches 1,16,64,256] [--write]
 
 What is timed are the launches of one layer of the bound program, in a CUDA graph: routing, sorting, the experts' products, their sum, the
-shared expert beside them, the residual and the next norm. Where RINGC_PEERS names a folder with `sglang_moe.py`, its
+shared expert beside them, the residual and the next norm; of one token the norm in front of them in the place of the next one, which the
+next product makes. Where RINGC_PEERS names a folder with `sglang_moe.py`, its
 `moe_layer(x, gate, up, down, ids, weights)` is timed on the same weights and the same choice of experts: the experts alone, their rows
 sorted beforehand. Ids of tokens are random, and so is what they choose; the floor is the bytes of the chosen experts' matrices.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,21 +33,22 @@ GOALS = {1: (1.5, 2.0), 16: (1.05, 1.15), 64: (1.0, 1.08), 256: (1.0, 1.08)}
 """By batch: how many times as fast as the peer at least, and what is aimed at."""
 
 
-def layer_steps(bound: Bound, families: Sequence[str], number: int) -> tuple[int, int]:
-    """The steps of a layer's experts: from what runs beside its routing to the first step behind where that has joined.
+def layer_steps(bound: Bound, number: int) -> tuple[int, int]:
+    """The steps of a layer's experts: all that read their weights, and what stands between those and behind them up to the next product.
 
     Args:
         bound: a decode program.
-        families: of each step's kernel.
         number: of the layer, among those with experts.
     """
-    start = [i for i, family in enumerate(families) if family == "route"][number]
-    if families[start - 1] == "library" and not bound.steps[start - 1].beside:
-        start -= 1  # the router's product, apart
-    end = next(i for i in range(start, len(families)) if bound.steps[i].kernel == "join") + 1
-    while bound.steps[start - 1].beside:
-        start -= 1
-    return start, end
+    keys = [key for step in bound.steps for key in step.weights if ".mlp.experts." in key]
+    layer = sorted({int(key.split(".")[1]) for key in keys})[number]
+    mine = [
+        i for i, step in enumerate(bound.steps) if any(key.startswith(f"layers.{layer}.mlp.") for key in step.weights)
+    ]
+    end = mine[-1] + 1
+    while all("norm" in key for key in bound.steps[end].weights):
+        end += 1  # the sum, where it is apart, and the next norm, where it isn't made in a product
+    return mine[0], end
 
 
 def timed(model: ringc.Model, batch: int) -> tuple[float, torch.Tensor]:
@@ -55,13 +56,11 @@ def timed(model: ringc.Model, batch: int) -> tuple[float, torch.Tensor]:
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(model.vocabulary["size"], (batch,), generator=generator).tolist()
     cache = model.new_cache(batch, 8)
-    kernels = model.artifact.kernels
     inputs = {"ids": ids, "positions": [0] * batch, "slots": range(batch), "offsets": range(batch + 1)}
 
     def run_to_layer(*, record: bool) -> tuple[Bound, int, int]:
         bound = model.bound(Key("decode", batch, batch, batch, record), cache)
-        families = [str(kernels[s.kernel]["family"]) if s.kernel in kernels else "" for s in bound.steps]
-        start, end = layer_steps(bound, families, LAYER)
+        start, end = layer_steps(bound, LAYER)
         bound.inputs.write(inputs)
         for step in bound.steps[:end]:
             step.run()

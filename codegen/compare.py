@@ -17,7 +17,7 @@ import torch
 
 from ringc.ir.core import Block
 from ringc.ir.ops.mixers import LinearAttention
-from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.products import ExpertProduct, MatMul
 
 MULTIPLE = 3.0
 """How many times the error of the unfused computation in the same precision a kernel's may be."""
@@ -118,7 +118,7 @@ def coarseness(body: Block) -> float:
     for op in body.ops:
         if isinstance(op, LinearAttention) and op.form == "chunked":
             found.append(ROUNDING * torch.finfo(op.v.type.dtype.torch).eps)
-        elif isinstance(op, MatMul | SegmentMatMul) and isinstance(terms := op.inputs()[0].shape[-1], int):
+        elif isinstance(op, MatMul | ExpertProduct) and isinstance(terms := op.inputs()[0].shape[-1], int):
             found.append(terms**0.5 * torch.finfo(torch.float32).eps)
     return max(found)
 

@@ -11,7 +11,7 @@ from ringc.ir.core import Block, Env, Function, Op, Value
 from ringc.ir.ops.index import Gather, Scatter, ScatterAdd, SortByKey, TakeAlong
 from ringc.ir.ops.mixers import Attention, LinearAttention
 from ringc.ir.ops.pointwise import Cast, FloorDiv
-from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.products import ExpertProduct, GatherMatMul, MatMul, SegmentMatMul
 from ringc.ir.ops.scan import Scan
 from ringc.ir.ops.shape import Reshape
 from ringc.ir.ops.source import Constant, SegmentIds
@@ -126,7 +126,7 @@ class Inputs:
         if any(isinstance(u, LinearAttention) and u.slopes is arg for u in users):
             return torch.rand(shape, generator=self.generator) * 0.7 + 0.01
         made = self.normal(shape)
-        if any((isinstance(u, MatMul) and u.b is arg) or (isinstance(u, SegmentMatMul) and u.w is arg) for u in users):
+        if any((isinstance(u, MatMul) and u.b is arg) or (isinstance(u, ExpertProduct) and u.w is arg) for u in users):
             made = made * shape[-1] ** -0.5
         return made.to(type.dtype.torch)
 
@@ -203,6 +203,8 @@ class Inputs:
             match user:
                 case Gather() if user.ids is value:
                     inner = self.env.size(user.x.shape[0])
+                case GatherMatMul() if user.ids is value:
+                    inner = self.env.size(user.w.shape[0])
                 case TakeAlong() if user.ids is value:
                     inner = self.env.size(user.x.shape[-1])
                 case Scatter() if user.ids is value:

@@ -148,7 +148,7 @@ class _Program:
         return given
 
     def body(self, body: Block, names: Names) -> None:
-        ends = joins(body)
+        ends = joins(self.module, body)
         at = 0
         while at < len(body.ops):
             if at in ends.values():

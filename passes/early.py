@@ -1,10 +1,14 @@
-"""Early: what an expert product may read before the launch in front of it has ended.
+"""Early: what a kernel may read before the launch in front of it has ended.
 
-Kernels of a GPU overlap: one is placed while the other ends, and waits in front of its first read (`ringc.codegen.triton.overlap`). Which
-experts have rows, though, was written by the launch before the last, and so were the weights long before. Where the launch in front waits
-before it lets the next one be placed, all launches before it have ended by then, and what they wrote may be read at once. A launch that
-reads early itself lets the next be placed before it waits; so what any launch of an unbroken row of expert products writes is waited for,
-behind the first of them, which has something else in front and reads nothing early.
+Kernels of a GPU overlap: one is placed while the other ends, and waits in front of its first read (`ringc.codegen.triton.overlap`). What
+no launch in front may still be writing it may read before.
+
+* An expert product: which experts are taken was written by the launch before the last, and so were the weights long before. Where the
+  launch in front waits before it lets the next one be placed, all launches before it have ended by then, and what they wrote may be read at
+  once. A launch that reads early itself lets the next be placed before it waits; so what any launch of an unbroken row of expert products
+  writes is waited for, behind the first of them, which has something else in front and reads nothing early.
+* Linear attention: what comes from outside the program, its state and whose it is. A state was written by the same launch of the run
+  before, and between two runs stands row work (what looks the tokens up), which waits before it lets the next be placed.
 
 A grid begins with nothing in the first-level caches, and is placed after what it reads early was written.
 """
@@ -14,26 +18,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ringc.ir.core import Module, Op
+from ringc.ir.core import Block, Module, Op, Value
 from ringc.ir.ops.call import Call, Launch
+from ringc.ir.ops.source import Weight
 from ringc.passes.framework import Pass
 from ringc.passes.kernels import host_functions
 from ringc.passes.memory import storage_of
 from ringc.passes.target import Target
 
-FAMILY = "grouped"
-"""The kernels that read early, and those behind which they may."""
+EXPERTS, MIXER = "grouped", "linear_attention"
+"""The kernels that read early; those behind which expert products may are themselves."""
 
 
 @dataclass(frozen=True)
 class Early(Pass):
-    """Note with each expert product the arguments that the launch in front of it doesn't write, wherever it is launched."""
+    """Note with each expert product and each linear attention the arguments that it may read early, wherever it is launched."""
 
     name = "early"
 
     def apply(self, module: Module, target: Target) -> None:
         if target.backend != "triton":
             return
+        outside = _Outside(module)
         found: dict[str, set[int]] = {}
         for function in host_functions(module):
             front: list[Launch] = []  # the expert products right in front
@@ -41,17 +47,21 @@ class Early(Pass):
                 if isinstance(op, Call):
                     front = []
                 elif isinstance(op, Launch):
-                    product = module.functions[op.kernel].notes["family"] == FAMILY and not op.beside
-                    safe = _safe(front, op) if product else set()
+                    family = "" if op.beside else module.functions[op.kernel].notes["family"]
+                    safe = set()
+                    if family == EXPERTS:
+                        safe = _written_before(front, op)
+                    elif family == MIXER:
+                        safe = {i for i, value in enumerate(op.arguments) if outside.has(value, function.body)}
                     found[op.kernel] = found.get(op.kernel, safe) & safe
                     if not op.beside:
-                        front = [*front, op] if product else []
+                        front = [*front, op] if family == EXPERTS else []
         for name, arguments in found.items():
             if arguments:
                 module.functions[name].notes["early"] = tuple(sorted(arguments))
 
 
-def _safe(front: Sequence[Launch], launch: Launch) -> set[int]:
+def _written_before(front: Sequence[Launch], launch: Launch) -> set[int]:
     """The numbers of an expert product's arguments that were written before the expert products in front of it began."""
     return {i for i, value in enumerate(launch.arguments) if front and not _is_late(storage_of(value).op, front)}
 
@@ -59,3 +69,30 @@ def _safe(front: Sequence[Launch], launch: Launch) -> set[int]:
 def _is_late(op: Op | None, front: Sequence[Launch]) -> bool:
     """Whether an operation is one of those in front, or beside the launches of the line, where it may end at any time."""
     return isinstance(op, Launch) and (op.beside or op in front)
+
+
+class _Outside:
+    """Which values are weights, or come from outside the program wherever a function is called."""
+
+    def __init__(self, module: Module) -> None:
+        self.calls: dict[Block, list[tuple[Block, Call]]] = {}
+        self.entries: set[Block] = set()
+        for function in host_functions(module):
+            for op in function.body.ops:
+                if isinstance(op, Call):
+                    self.calls.setdefault(module.functions[op.callee].body, []).append((function.body, op))
+                elif "entry" in function.notes and isinstance(op, Launch) and not op.beside:
+                    rows = module.functions[op.kernel].notes["family"] == "row"
+                    self.entries |= {function.body} if rows else set()
+
+    def has(self, value: Value, body: Block) -> bool:
+        """Whether a value of a function's body is one of these."""
+        value = storage_of(value)
+        if value.op is not None:
+            return isinstance(value.op, Weight)
+        calls = self.calls.get(body, ())
+        return (
+            all(self.has(call.arguments[value.index], caller) for caller, call in calls)
+            if calls
+            else body in self.entries
+        )

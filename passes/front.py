@@ -8,7 +8,7 @@ from ringc.ir.core import Block, Op, Value
 from ringc.ir.elements import Elementwise
 from ringc.ir.ops.composite import expanded, primitive
 from ringc.ir.ops.mixers import LinearAttention
-from ringc.ir.ops.products import MatMul
+from ringc.ir.ops.products import GatherMatMul, MatMul
 from ringc.ir.ops.reduce import Reduction
 from ringc.ir.ops.rows import Rope
 from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice
@@ -118,8 +118,8 @@ def before_product(body: Block) -> str:
     same number of neighbours in each group of it, and behind them element k of a row stays element k.
     """
     body = expanded(body)
-    products = [op for op in body.ops if isinstance(op, MatMul)]
-    lefts = {op.a for op in products}
+    products = [op for op in body.ops if isinstance(op, MatMul | GatherMatMul)]
+    lefts = {op.inputs()[0] for op in products}
     if len(lefts) != 1 or len(products) > 2:
         return "it takes one or two products of one left operand"
     (left,) = lefts
@@ -130,9 +130,11 @@ def before_product(body: Block) -> str:
             isinstance(v.type, StateType) for v in op.inputs()
         ):
             return f"'{op.name}' can't be made again for every piece of a weight"
-        others = any(u not in inside and not isinstance(u, MatMul) for u in op.results[0].users())
+        others = any(u not in inside and not isinstance(u, MatMul | GatherMatMul) for u in op.results[0].users())
         if others or op.results[0] in body.outputs:
             return f"%{op.results[0].name} is wanted behind the product too"
+    if not ops:
+        return ""
     if left.tensor.rank != 2 or not isinstance(left.shape[1], int):
         return "the left operand is no matrix of a known width"
     extent = reduced_extent(ops)

@@ -11,9 +11,9 @@ pointwise work before and behind it as far as the family allows; what no anchor 
 | family | anchor | before it | behind it |
 |---|---|---|---|
 | matmul | products of one left operand | - | pointwise: residual, gate, SwiGLU over two products |
-| grouped | expert products of the same rows | gather of the rows | pointwise: SwiGLU, routing weight |
+| grouped | expert products of the same rows | gather of the rows | pointwise: SwiGLU, routing weight; the sum over few rows' experts |
 | attention, linear_attention | the mixer | - | - |
-| route | the routing chain | the router's product | the sort by expert, of a GPU's one row |
+| route | the routing chain | the router's product, but for a GPU's one row | - |
 | sort | sort_by_key | - | - |
 | row | - | pointwise, row reductions, gathers, appends to caches | |
 
@@ -31,13 +31,14 @@ from ringc.ir.core import Block, Module, Op, Value
 from ringc.ir.elements import Elementwise
 from ringc.ir.ops.index import Gather, SortByKey
 from ringc.ir.ops.mixers import Attention, LinearAttention
-from ringc.ir.ops.products import MatMul, SegmentMatMul
-from ringc.ir.ops.reduce import Reduction
+from ringc.ir.ops.products import GatherMatMul, MatMul, SegmentMatMul
+from ringc.ir.ops.reduce import Reduction, Sum
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.rows import RmsNorm, Softmax
 from ringc.ir.ops.shape import Pack, Reshape
 from ringc.ir.ops.source import Constant, Param, SegmentIds
 from ringc.ir.ops.state import StateAppend
+from ringc.ir.symbols import Shape
 from ringc.passes.framework import Pass
 from ringc.passes.regions import leaving, replace_by_region
 from ringc.passes.rewrite import drop_unused
@@ -51,13 +52,11 @@ class Region:
     Attributes:
         family, ops: the kernel's, and what it does.
         anchors: the operations that decided the family; empty for a row region.
-        kept: values that it makes for others even where none reads them.
     """
 
     family: str
     ops: list[Op] = field(default_factory=list)
     anchors: list[Op] = field(default_factory=list)
-    kept: list[Value] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,10 @@ class _Fuser:
         for region in self.regions:
             self.grow(region)
         self.take_loads()
-        if self.one_row:
-            self.take_sorts()
         if self.options.rows:
             self.row_regions()
         for region in self.in_order():
-            replace_by_region(self.body, sorted(region.ops, key=lambda o: self.order[o]), region.family, region.kept)
+            replace_by_region(self.body, sorted(region.ops, key=lambda o: self.order[o]), region.family)
         drop_unused(self.body, list(self.body.ops))  # scalars, of which every region has its own
 
     # -- anchors and what they take in
@@ -138,7 +135,7 @@ class _Fuser:
                 self.start("sort", [op])
             case MatMul() if op.a.tensor.rank == 2:
                 self.start("matmul", self.siblings(op))
-            case SegmentMatMul():
+            case SegmentMatMul() | GatherMatMul():
                 self.start("grouped", self.siblings(op))
             case _:
                 pass
@@ -148,9 +145,9 @@ class _Fuser:
         self.regions.append(region)
         self.region_of.update((a, region) for a in anchors)
 
-    def siblings(self, op: MatMul | SegmentMatMul) -> list[Op]:
+    def siblings(self, op: Op) -> list[Op]:
         """This product, and one of equal shape and left operand whose result meets this one's in pointwise work (gate and up)."""
-        left = op.a if isinstance(op, MatMul) else op.x
+        left = op.inputs()[0]
         for other in left.users():
             same = (
                 type(other) is type(op)
@@ -158,7 +155,7 @@ class _Fuser:
                 and other not in self.region_of
                 and other.inputs()[0] is left
             )
-            if same and other.result.type == op.result.type and self.meet(op.result, other.result):
+            if same and other.results[0].type == op.results[0].type and self.meet(op.results[0], other.results[0]):
                 return [op, other]
         return [op]
 
@@ -177,29 +174,41 @@ class _Fuser:
         return bool(behind(a) & behind(b))
 
     def grow(self, region: Region) -> None:
-        """Take in pointwise work behind the anchor, as long as nothing else needs what lies between."""
+        """Take in pointwise work behind the anchor, as long as nothing else needs what lies between, and the sum over a row's experts."""
         if region.family not in ("matmul", "grouped") or not self.options.epilogues:
             return
-        shape = region.anchors[0].result.shape
+        shape = region.anchors[0].results[0].shape
         grown = True
         while grown:
             grown = False
             outputs = leaving(region.ops)
             for user in (u for v in outputs for u in v.users()):
-                fits = isinstance(user, Elementwise) and user.pointwise and user.result.shape == shape
                 if (
-                    not fits
+                    not self.fits(region, user, shape)
                     or user in self.region_of
                     or not self.only_user(outputs, user)
                     or not self.convex([*region.ops, user])
                 ):
                     continue
                 self.join(region, user)
+                shape = user.results[0].shape
                 grown = True
                 break
         for op in self.between_rows(region):
             region.ops.remove(op)
             del self.region_of[op]
+
+    def fits(self, region: Region, user: Op, shape: Shape) -> bool:
+        """Whether a product's kernel can do an operation behind it.
+
+        Behind the sum over experts that is the rest of the layer for one row, whose next norm its readers make. Of several rows it is left
+        to the norm's kernel, so that the shared expert has until then.
+        """
+        if isinstance(user, Sum):
+            return user.axes == (1,) and not user.keep and isinstance(region.anchors[0], GatherMatMul)
+        summed = any(isinstance(op, Sum) for op in region.ops)
+        alone = self.one_row or not summed or len(user.inputs()) == 1
+        return isinstance(user, Elementwise) and user.pointwise and user.result.shape == shape and alone
 
     def between_rows(self, region: Region) -> set[Op]:
         """What was taken in, and is better left to a row kernel: it stands between row work in front and row work behind.
@@ -212,11 +221,16 @@ class _Fuser:
         taken = {v.op for op in behind for v in op.inputs() if v.op is not None and v.shape == shape}
         readers = {u for op in behind for u in op.results[0].users() if self.free_row_work(u)}
         left: set[Op] = set()
-        for source in filter(self.free_row_work, taken):
+        for source in (op for op in taken - set(region.ops) if self.free_row_work(op) or self.sums_experts(op)):
             follow = nx.descendants(self.graph, source)
             if any(reader in follow and self.convex([source, *behind, reader]) for reader in readers):
                 left |= follow & set(behind)
         return left
+
+    def sums_experts(self, op: Op) -> bool:
+        """Whether an operation is in a product's kernel that adds up a row's experts."""
+        region = self.region_of.get(op)
+        return region is not None and region.family == "grouped" and any(isinstance(o, Sum) for o in region.ops)
 
     def free_row_work(self, op: Op) -> bool:
         """Whether an operation will be in a row kernel."""
@@ -236,7 +250,8 @@ class _Fuser:
                 case "grouped", Gather():
                     self.take(region, first)
                     self.take(region, first.ids.op)
-                case "route", MatMul() if self.only_user([first.result], anchor) and first in self.region_of:
+                # One row's product is a kernel that makes the norm in front of it, too.
+                case "route", MatMul() if not self.one_row and self.feeds(first, anchor):
                     product = self.region_of[first]
                     if product.ops == [first]:
                         self.regions.remove(product)
@@ -245,20 +260,9 @@ class _Fuser:
                 case _:
                     pass
 
-    def take_sorts(self) -> None:
-        """A row's experts are put in order where they are chosen: it takes a comparison of each pair. A launch takes longer."""
-        for region in [r for r in self.regions if r.family == "route"]:
-            (route,) = region.anchors
-            for view in route.results[0].users():
-                if not isinstance(view, Reshape) or len(view.result.uses) != 1:
-                    continue
-                (sort,) = view.result.uses
-                if isinstance(sort, SortByKey):
-                    self.regions.remove(self.region_of[sort])
-                    region.kept.append(route.results[0])  # who records routing reads it
-                    self.join(region, view)
-                    self.join(region, sort)
-                    break
+    def feeds(self, product: MatMul, anchor: Op) -> bool:
+        """Whether a product is one of the regions' anchors, and nothing else reads it."""
+        return product in self.region_of and self.only_user([product.result], anchor)
 
     def take(self, region: Region, op: Op | None) -> None:
         """Put an operation in front, if nothing else uses it."""

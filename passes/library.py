@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from ringc.ir.core import Block, Function, Module, Op
 from ringc.ir.ops.call import Alternatives, Fused
-from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.ops.routing import Route
@@ -54,11 +53,9 @@ def _offer(function: Function, target: Target) -> None:
 def _has_call(region: Fused, target: Target) -> bool:
     """Whether PyTorch has a call for an operation of a region that is worth one.
 
-    A router's product is small: on a CPU a call between TVM's kernels costs more than it saves. Routing that sorts as well is for one row.
+    A router's product is small: on a CPU a call between TVM's kernels costs more than it saves.
     """
-    if region.family == "route" and (
-        target.backend != "triton" or any(isinstance(o, SortByKey) for o in region.body.ops)
-    ):
+    if region.family == "route" and target.backend != "triton":
         return False
     return any(isinstance(o, CALLED) for o in region.body.ops)
 

@@ -7,6 +7,7 @@ sizes; the runtime evaluates it when the sizes are known, and allocates once for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -42,8 +43,12 @@ def storage_of(value: Value) -> Value:
     return value
 
 
-def joins(body: Block) -> dict[Op, int]:
-    """Each launch that runs beside others, and the number of the operation before which it must have ended."""
+def joins(module: Module, body: Block) -> dict[Op, int]:
+    """Each launch that runs beside others, and the number of the operation before which it must have ended.
+
+    That is the first that reads what it made; but a launch that reads early is placed while the one in front of it ends, which it can't be
+    behind a join, so that the join stands in front of that one.
+    """
     place = {op: i for i, op in enumerate(body.ops)}
     found: dict[Op, int] = {}
     run: list[Op] = []
@@ -52,9 +57,23 @@ def joins(body: Block) -> dict[Op, int]:
             run.append(op)
         elif run and not isinstance(op, Reshape):
             readers = [place[u] for o in run for r in o.results for u in _readers(r) if u not in run]
-            found |= dict.fromkeys(run, min(readers, default=len(body.ops)))
+            end = min(readers, default=len(body.ops))
+            found |= dict.fromkeys(run, _before_early(module, body.ops, end, place[run[-1]]))
             run = []
     return found
+
+
+def _before_early(module: Module, ops: Sequence[Op], at: int, after: int) -> int:
+    """The place of the launch in front, as long as the one at a place reads early; behind `after`."""
+    while at < len(ops):
+        op = ops[at]
+        if not isinstance(op, Launch) or "early" not in module.functions[op.kernel].notes:
+            break
+        front = max((i for i in range(after + 1, at) if not isinstance(ops[i], Reshape)), default=None)
+        if front is None or not isinstance(ops[front], Launch):
+            break
+        at = front
+    return at
 
 
 def _readers(value: Value) -> list[Op]:
@@ -69,7 +88,7 @@ def _plan(module: Module, function: Function) -> None:
         for value in op.inputs():
             last[storage_of(value)] = i
     # What runs beside others needs its memory until it has joined them.
-    joined = joins(body)
+    joined = joins(module, body)
     for op, end in joined.items():
         for value in (*op.inputs(), *op.results):
             last[storage_of(value)] = max(last.get(storage_of(value), 0), end)

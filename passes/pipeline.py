@@ -20,6 +20,8 @@ def default_pipeline(record: Record | None = None) -> list[Pass]:
         "dce",  # what the composite operations replaced
         "outline",  # from here on, work follows the number of different layers, not of layers
         "versions",  # fixes the form of linear attention before anything is fused around it
+        "unrotated",  # one row's norms go to the layers that read them
+        "unsorted",  # few rows' experts: known once versions are, and before anything is fused around the order
         "fuse",  # regions around products, attention, routing; the rest into row kernels
         "prologues",  # row work in front of few rows: in the kernel that reads it, or apart
         "library",  # a fusion that competes with a library call stands beside it: never below the library

@@ -5,16 +5,20 @@ own writes what the next one reads, and costs a launch. For few rows it is cheap
 and in every program again on a GPU, and versions for few rows are offered both ways, as `alternatives` that `select` prices. For many rows
 it isn't, but for the recurrence of a decode step, which reads each row once whatever their number. The chunked form reads rows twice, and
 takes nothing in front.
+
+One row on a GPU may be made by each of several readers: the norm in front of the router, the shared expert and the experts, none of which
+then waits for a launch that makes it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Effect, Module, Op
 from ringc.ir.ops.call import Alternatives, Fused
 from ringc.ir.ops.mixers import LinearAttention
-from ringc.ir.ops.products import MatMul
+from ringc.ir.ops.products import GatherMatMul, MatMul
 from ringc.ir.ops.shape import Reshape
 from ringc.passes.framework import Pass
 from ringc.passes.front import in_front, why_not_in_front
@@ -24,6 +28,7 @@ from ringc.passes.target import Target
 
 ANCHORS: dict[str, tuple[type[Op], tuple[str, ...]]] = {
     "matmul": (MatMul, ("a",)),
+    "grouped": (GatherMatMul, ("x",)),
     "linear_attention": (LinearAttention, ("q", "k", "v")),
 }
 """Families of regions that take work in front: their anchors, and the operands that it may make. A router's product is none of them."""
@@ -41,10 +46,34 @@ class Prologues(Pass):
         for function in module.functions.values():
             notes = function.notes
             few = 0 < notes.get("rows", (1, 0))[1] <= ROWS_ALONE
-            takes = {"matmul": few, "linear_attention": few or notes.get("serves") == "decode"}
+            one = target.backend == "triton" and notes.get("rows") == (1, 1)
+            takes = {"matmul": few, "grouped": one, "linear_attention": few or notes.get("serves") == "decode"}
+            families = [family for family in ANCHORS if takes[family]]
             for op in list(function.body.ops):
                 if isinstance(op, Fused) and op.family == "row":
-                    _offer(function.body, op, [family for family in ANCHORS if takes[family]])
+                    for rows in _one_for_each(function.body, op, families) if one else [op]:
+                        _offer(function.body, rows, families)
+
+
+def _one_for_each(body: Block, rows: Fused, families: list[str]) -> list[Fused]:
+    """A copy of row work for each region that reads it, if it makes one value and each of them can make that itself; else what is there."""
+    readers = rows.results[0].users()
+    if len(readers) < 2 or len(rows.results) > 1 or rows.effect is not Effect.PURE or body in rows.results[0].uses:
+        return [rows]
+    for reader in readers:
+        if not isinstance(reader, Fused) or reader.family not in families:
+            return [rows]
+        _, _, apart = as_block(body, [rows, reader])
+        flat = inlined(apart)
+        if not _takes_front(flat, len(flat.ops) - len(reader.body.ops), reader.family):
+            return [rows]
+    copies = [rows]
+    for reader in readers[1:]:
+        copy = Builder(body, before=reader, scope=rows.scope).insert(rows.clone({}))
+        assert isinstance(copy, Fused)
+        reader.replace_input(rows.results[0], copy.results[0])
+        copies.append(copy)
+    return copies
 
 
 def _offer(body: Block, rows: Fused, families: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Op, Value
@@ -16,17 +16,13 @@ def leaving(ops: Iterable[Op]) -> list[Value]:
     return [r for op in ops for r in op.results if any(u not in inside for u in r.uses)]
 
 
-def as_block(block: Block, ops: Sequence[Op], kept: Collection[Value] = ()) -> tuple[list[Value], list[Value], Block]:
-    """What a set of operations, given in a block's order, takes from it and makes for others, and a block that does the same.
-
-    What it makes that is `kept` counts as made for others, whether or not any of them reads it.
-    """
+def as_block(block: Block, ops: Sequence[Op]) -> tuple[list[Value], list[Value], Block]:
+    """What a set of operations, given in a block's order, takes from it and makes for others, and a block that does the same."""
     inside = set(ops)
     # Scalars are code: a region has its own.
     scalars = {v for op in ops for v in op.inputs() if isinstance(v.op, Constant) and not v.op.shape}
     taken = [v for v in dict.fromkeys(v for op in ops for v in op.inputs()) if v.op not in inside and v not in scalars]
-    leaves = {*leaving(ops), *kept}
-    made = [r for op in ops for r in op.results if r in leaves]
+    made = leaving(ops)
     body = Block([v.type for v in taken], [_short(v.name) for v in taken])
     mapping = dict(zip(taken, body.args, strict=True))
     for scalar in (op for op in block.ops if op.results and op.results[0] in scalars):
@@ -50,12 +46,12 @@ def replace(block: Block, ops: Sequence[Op], made: Sequence[Value], by: Op) -> N
         block.erase(op)
 
 
-def replace_by_region(block: Block, ops: Sequence[Op], family: str, kept: Collection[Value] = ()) -> Fused:
-    """Replace operations of a block, given in its order, by one region that stands where the last of them stood; `kept` as in `as_block`.
+def replace_by_region(block: Block, ops: Sequence[Op], family: str) -> Fused:
+    """Replace operations of a block, given in its order, by one region that stands where the last of them stood.
 
     The set must be convex, and what it takes must stand above its last operation (`ringc.passes.fuse` sees to both).
     """
-    taken, made, body = as_block(block, ops, kept)
+    taken, made, body = as_block(block, ops)
     fused = Fused(tuple(taken), family, body)
     replace(block, ops, made, fused)
     return fused

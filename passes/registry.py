@@ -14,6 +14,8 @@ PASSES = {
     "outline": "ringc.passes.outline:OutlineLayers",
     "raise": "ringc.passes.raising:Raise",
     "versions": "ringc.passes.versions:Versions",
+    "unrotated": "ringc.passes.unrotated:Unrotated",
+    "unsorted": "ringc.passes.unsorted:Unsorted",
     "fuse": "ringc.passes.fuse:Fuse",
     "prologues": "ringc.passes.prologues:Prologues",
     "library": "ringc.passes.library:Library",

@@ -81,6 +81,16 @@ def _matmul(_w: Sizes, op: Any, x: list[str]) -> str:
     return f"{a} @ {b}" if same else f"({a} @ {b}).to({dtype_text(out)})"
 
 
+def _gather_matmul(_w: Sizes, op: Any, x: list[str]) -> str:
+    rows, w, ids = x
+    rows = f"{rows}[..., None]" if op.x.tensor.rank == 3 else f"{rows}[:, None, :, None]"
+    weights = f"{w}[{ids}]"
+    if op.x.tensor.dtype.bytes < 4:  # accumulated in f32 at least
+        rows, weights = f"{rows}.float()", f"{weights}.float()"
+    made, out = f"({weights} @ {rows})[..., 0]", op.result.tensor.dtype
+    return made if out == op.x.tensor.dtype and out.bytes >= 4 else f"{made}.to({dtype_text(out)})"
+
+
 def _slice(_w: Sizes, op: Any, x: list[str]) -> str:
     step = f":{op.step}" if op.step != 1 else ""
     return f"{x[0]}[{':, ' * op.axis}{op.start}:{op.stop}{step}]"
@@ -123,6 +133,7 @@ EXPRESSIONS: dict[str, Expression] = {
     "max": _reduction("amax"),
     "mean": _reduction("mean"),
     "matmul": _matmul,
+    "gather_matmul": _gather_matmul,
     "reshape": lambda w, op, x: f"{x[0]}.reshape({w.sizes(op.shape) or '()'})",
     "broadcast": lambda w, op, x: f"{x[0]}.expand({w.sizes(op.shape)})",
     "transpose": lambda _w, op, x: f"{x[0]}.permute({', '.join(map(str, op.axes))})",

@@ -29,13 +29,11 @@ class Choice:
         op: how is chosen.
         bias: its type; None without.
         summed: the logits are f32 sums in parts, and rounded to their own type when they are complete.
-        sorts: where there is one row, its experts are put in order as well.
     """
 
     op: Route
     bias: Type | None
     summed: bool
-    sorts: bool
 
     @property
     def groups(self) -> int:
@@ -50,7 +48,7 @@ class Choice:
     @property
     def numbers(self) -> list[str]:
         """What `choose` has to know of the sizes."""
-        return ["rows", "parts"] if self.summed else ["rows"] if self.sorts else []
+        return ["rows", "parts"] if self.summed else []
 
     def job(self) -> Job:
         """How `choose` is launched."""
@@ -58,7 +56,6 @@ class Choice:
         logits = DType.F32 if self.summed else op.logits.type.dtype
         signature = {"logits": pointer(logits), **({} if self.bias is None else {"bias": pointer(self.bias)})}
         signature |= {"experts": "*i32", "weights": pointer(op.results[1].type)}
-        signature |= dict.fromkeys(("order", "offsets", "places"), "*i32") if self.sorts else {}
         signature |= dict.fromkeys(self.numbers, "i32")
         sizes = {
             "GROUPS": self.groups, "EACH": each, "GROUP_TILE": padded(self.groups, 1), "EACH_TILE": padded(each, 1),
@@ -86,8 +83,8 @@ class Choice:
         w("\n")
         w(f"@triton.jit(do_not_specialize={json.dumps(self.numbers)})" if self.numbers else "@triton.jit")
         w("def choose(")
-        bias, sorted_ = [] if self.bias is None else ["bias"], ["order", "offsets", "places"] if self.sorts else []
-        w(f"    {', '.join(['logits', *bias, 'experts', 'weights', *sorted_, *self.numbers])},")
+        bias = [] if self.bias is None else ["bias"]
+        w(f"    {', '.join(['logits', *bias, 'experts', 'weights', *self.numbers])},")
         w("    GROUPS: tl.constexpr, EACH: tl.constexpr, GROUP_TILE: tl.constexpr, EACH_TILE: tl.constexpr,")
         w("    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,")
         with w.block("):"):
@@ -100,8 +97,6 @@ class Choice:
             w("number = group[:, None] * EACH + member[None, :]")
             w("real = (group < GROUPS)[:, None] & (member < EACH)[None, :]")
             w("rank = tl.arange(0, TOP_TILE)")
-            if self.sorts:
-                w(f"expert = tl.arange(0, {padded(self.op.experts + 1)})")
             at = "logits, row, rows, parts, GROUPS * EACH" if self.summed else "logits + row * GROUPS * EACH"
             read = f"x = logits_of({at}, number, real){rounded}"
             read_bias = "b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)"
@@ -130,14 +125,10 @@ class Choice:
             w(f"flat = tl.reshape(number, [{tiles} * EACH_TILE])")
             w(f"left = tl.reshape(score, [{tiles} * EACH_TILE])")
             w("chosen = tl.zeros([TOP_TILE], dtype=tl.int32)")
-            if self.sorts:
-                w("ahead = tl.zeros(expert.shape, dtype=tl.int32)")
             with w.block("for i in tl.static_range(TOP_K):"):
                 w("first = tl.min(tl.where(left == tl.max(left, 0), flat, GROUPS * EACH), 0)")
                 w("chosen = tl.where(rank == i, first, chosen)")
                 w("left = tl.where(flat == first, LOWEST, left)")
-                if self.sorts:
-                    w("ahead += (first < expert).to(tl.int32)")
             w(f"own = logits_of({at}, chosen, rank < TOP_K){rounded}")
             w(f"weight = tl.where(rank < TOP_K, probability(own{sums}), 0.0)")
             if op.normalize:
@@ -145,18 +136,7 @@ class Choice:
             scaled = "weight" if op.factor == 1.0 else f"weight * {op.factor!r}"
             w("tl.store(experts + row * TOP_K + rank, chosen, mask=rank < TOP_K)")
             w(f"tl.store(weights + row * TOP_K + rank, ({scaled}).to(weights.dtype.element_ty), mask=rank < TOP_K)")
-            if self.sorts:
-                self._sort(w)
         return w.text()
-
-    def _sort(self, w: Writer) -> None:
-        """The only row's experts by their numbers, as a sort by expert gives them; of more rows, another launch makes it."""
-        with w.block("if rows == 1:"):
-            w("key = tl.where(rank < TOP_K, chosen, GROUPS * EACH)")
-            w("place = tl.sum((key[None, :] < chosen[:, None]).to(tl.int32), 1)")
-            w("tl.store(places + rank, place, mask=rank < TOP_K)")
-            w("tl.store(order + place, rank, mask=rank < TOP_K)")
-            w("tl.store(offsets + expert, ahead, mask=expert <= GROUPS * EACH)")
 
     def _add_up_groups(self, w: Writer) -> None:
         """What groups are compared by."""

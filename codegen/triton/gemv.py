@@ -3,10 +3,12 @@
 Nothing is tiled and nothing runs on tensor cores: with one row a product is bound by reading its weight, and what counts is how much of
 it is on its way. So a program takes a few rows of the weight whole and asks for all of them at once, before it waits for the kernel that
 makes the other operand. The product becomes a multiplication and a sum (`as_sums`), and the file is generated as a row kernel's is: row
-work in front of the product (a norm, a gate) and pointwise work behind it are part of the region, and an expert's weight is a gather.
+work in front of the product (a norm, a gate) and pointwise work behind it are part of the region, an expert's weight is a gather, and so is
+the sum over a row's experts.
 
-Right for any number of rows, and meant for one of a dense product, and for rows that have an expert each: with each further row all of
-the weight is read once more.
+Right for any number of rows, and meant for one of a dense product, where with each further row all of the weight is read once more, and for
+rows that name experts of their own. Programs of one column follow each other, so that an expert that several rows name is read from memory
+once.
 """
 
 from __future__ import annotations
@@ -20,20 +22,19 @@ from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Cut, Index, NeedsAxis, Tiles, power_of_two
 from ringc.codegen.triton.jobs import Job, jobs_text
 from ringc.codegen.triton.overlap import READ_EARLY, READ_LATE
-from ringc.codegen.triton.regions import Reader
+from ringc.codegen.triton.regions import Reader, loads_first, viewed
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.builder import Builder
-from ringc.ir.core import Block, Value
+from ringc.ir.core import Block, Op, Value
 from ringc.ir.elements import Elementwise
 from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.index import Gather
 from ringc.ir.ops.pointwise import Cast, Mul
-from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.products import GatherMatMul, MatMul
 from ringc.ir.ops.reduce import Sum
 from ringc.ir.ops.shape import Reshape, Transpose
-from ringc.ir.ops.source import SegmentIds
 from ringc.ir.symbols import dim_text, symbols_of
 from ringc.ir.types import TensorType
 from ringc.passes.front import before_product, in_front
@@ -45,7 +46,7 @@ PROGRAMS = 512
 """Programs wanted at least, about four to a processor."""
 
 EXPERT = 8 << 10
-"""Bytes of weights that a program reads of an expert: there are programs enough, and each costs its start.
+"""Bytes of weights that a program reads of experts: there are programs enough, and each costs its start.
 
 H100, ring-mini's down product, us by bytes: of 16 tokens 89 with 4 KiB, 84 with 8, 85 with 16, 93 with 32; of one 12.9, 13.2, 13.5, 15.5.
 """
@@ -69,6 +70,26 @@ class Programs:
     warps: int
 
 
+@dataclass(frozen=True)
+class Choices:
+    """How many experts a row names, and whether a program takes all of them, to add them up, or one."""
+
+    count: int
+    summed: bool
+
+    @property
+    def together(self) -> int:
+        """How many a program takes."""
+        return self.count if self.summed else 1
+
+    @staticmethod
+    def of(body: Block, weight: Value) -> Choices | None:
+        """Those of a product; None of one with a weight for all rows."""
+        if not isinstance(weight.op, Gather):
+            return None
+        return Choices(int(weight.shape[1]), body.outputs[0].tensor.rank == 2)
+
+
 def emit(kernel: Kernel) -> str:
     """The file of a product of one row.
 
@@ -78,14 +99,18 @@ def emit(kernel: Kernel) -> str:
     region = expanded(kernel.function.body)
     _check(kernel, region)
     body, weights = as_sums(region)
-    tensors = Tensors(kernel, ("row", "column", "column_in", "program"))
+    tensors = Tensors(kernel, ("row", "choice", "column", "column_in", "program"))
     size = weights[0].type.dtype.bytes
     columns, inner = (int(d) for d in weights[0].shape[-2:])
-    front = any(isinstance(op, MatMul) and op.a.op is not None for op in region.ops)
-    experts = isinstance(weights[0].op, Gather)
-    shape = _shape(kernel, columns, inner * size * len(weights), experts=experts, front=front)
+    front = any(isinstance(op, MatMul | GatherMatMul) and _is_made(op.inputs()[0]) for op in region.ops)
+    choices = Choices.of(body, weights[0])
+    each = inner * size * len(weights) * (choices.together if choices else 1)
+    shape = _shape(kernel, columns, each, experts=choices is not None, front=front)
     early = frozenset(kernel.function.notes.get("early", ()))
-    tiles, symbols = _written(partial(_body, body, weights, tensors, shape, early), inner)
+    write = partial(_body, body, weights, tensors, shape, choices, early)
+    # A row's experts one by one: along a tile axis, each thread would hold what says which they are for each of its elements.
+    apart = () if choices is None else tuple(range(1, choices.together))
+    tiles, symbols = _written(write, inner, {len(apart) + 1: Cut(len(apart) + 1, points=apart)} if apart else {})
     rows = body.outputs[0].shape[0]
     sizes = sorted(symbols | symbols_of([rows]))
 
@@ -102,21 +127,23 @@ def emit(kernel: Kernel) -> str:
         for line in tensors.size_lines(sizes):
             w(line)
         count = dim_text(rows) if dim_text(rows).isidentifier() else f"({dim_text(rows)})"
-        w(f"grid = ({count} * {-(-columns // shape.columns)},)")
+        programs = -(-columns // shape.columns) * (choices.count // choices.together if choices else 1)
+        w(f"grid = ({count} * {programs},)")
         w(f"{kernel.name}[grid]({', '.join([*tensors.all, *sizes])}, **pinned(JOBS[0]))")
     return w.text()
 
 
 def _check(kernel: Kernel, region: Block) -> None:
-    anchors = [op for op in region.ops if isinstance(op, MatMul | SegmentMatMul)]
+    anchors = [op for op in region.ops if isinstance(op, MatMul | GatherMatMul)]
     if not anchors:
         raise CodegenError(f"@{kernel.name} has no product")
-    refused = before_product(region) if isinstance(anchors[0], MatMul) else ""
+    refused = before_product(region)
     if refused:
         raise CodegenError(f"@{kernel.name}: {refused}", help="leave what stands in front to a row kernel")
     front = in_front(region, anchors[0].inputs()[0])
     for op in region.ops:
-        if op not in front and op not in anchors and not (isinstance(op, Elementwise) and op.pointwise):
+        sums = isinstance(op, Sum) and op.axes == (1,) and isinstance(anchors[0], GatherMatMul)
+        if op not in front and op not in anchors and not sums and not (isinstance(op, Elementwise) and op.pointwise):
             raise CodegenError(f"@{kernel.name}: '{op.name}' behind the product isn't pointwise")
 
 
@@ -129,9 +156,10 @@ def _shape(kernel: Kernel, columns: int, each: int, *, experts: bool, front: boo
     return Programs(int(given.get("columns", block)), int(given.get("warps", warps)))
 
 
-def _written(write: Callable[[dict[int, Cut], int], tuple[Tiles, set[str]]], inner: int) -> tuple[Tiles, set[str]]:
-    """The body, for such cuts and as many tile axes as it turns out to need; and the sizes that it asks for."""
-    cuts: dict[int, Cut] = {}
+def _written(
+    write: Callable[[dict[int, Cut], int], tuple[Tiles, set[str]]], inner: int, cuts: dict[int, Cut]
+) -> tuple[Tiles, set[str]]:
+    """The body, for these cuts, those that it asks for, and as many tile axes as it turns out to need; and the sizes that it asks for."""
     axes = 2
     while True:
         try:
@@ -160,68 +188,110 @@ def _body(
     weights: Sequence[Value],
     tensors: Tensors,
     shape: Programs,
+    choices: Choices | None,
     early: frozenset[int],
     cuts: dict[int, Cut],
     axes: int,
 ) -> tuple[Tiles, set[str]]:
     """One way to write it; raises `Cut` or `NeedsAxis` where it takes others."""
-    columns, inner = (int(d) for d in weights[0].shape[-2:])
+    columns = int(weights[0].shape[-2])
     symbols: set[str] = set()
     t = Tiles(Names((*RESERVED, *tensors.all, *tensors.taken)), tensors.pointers(body.args), range(axes), symbols.add)
     reader = Reader(t, cuts)
-    count = -(-columns // shape.columns)
-    t.line(f"# A program for one row and {shape.columns} of {columns} columns.")
-    t.line("program = tl.program_id(0)")
-    t.line(f"row = (program // {count}).to(tl.int64)")
-    first = f"program % {count}" + (f" * {shape.columns}" if shape.columns > 1 else "")
+    made, first = _place(t, body, shape, choices, columns)
     t.line(f"column = {first} + {t.place(0, f'tl.arange(0, {shape.columns})')}")
     inside = ""
     if columns % shape.columns:
         inside = "column_in"
         t.line(f"{inside} = column < {columns}")
-    row = Index(((Axis("row", 0, None, wide=True), 1),))
     # Columns lie along the outermost tile axis, so that reductions take the others.
     column = Index(((Axis("column", 0, columns - 1, slot=0, block=shape.columns, inside=inside), 1),))
-    asked = False
+    # Which expert's a weight is, a kernel before says: the one in front, or an earlier one (`ringc.passes.early`).
+    known = choices is None or all(_names(body, weight) & early for weight in weights)
+    if not known:
+        t.line(READ_LATE)
     for weight in weights:
-        # Which expert's a weight is, a kernel before says: the one in front, or an earlier one (`ringc.passes.early`).
-        place = (column,) if not isinstance(weight.op, Gather) else (row, column)
-        if len(place) == 1 or _offsets(body, weight) in early:
-            for piece in reader.pieces(inner, {0}):
-                if piece.loop is None:
-                    reader.read(weight, (*place, piece.index))
-                    asked = True
-    t.line(READ_EARLY if asked else READ_LATE)
+        _ask(reader, weight, made, column, choices)
+    if known:
+        t.line(READ_EARLY)
+    lines = t.scopes[0].lines
+    asked = len(lines)
     for value, pointer in zip(body.outputs, tensors.outputs, strict=True):
         assert isinstance(value.type, TensorType)
-        t.store(pointer, value.type.dtype, (row, column), value.shape, t.tile(reader.read(value, (row, column))))
+        at = (*made, column)
+        t.store(pointer, value.type.dtype, at, value.shape, t.tile(reader.read(value, at)))
+    lines[asked:] = loads_first(lines[asked:])
     return t, symbols
 
 
-def _offsets(body: Block, weight: Value) -> int:
-    """The number of the argument that says which rows an expert has, of a weight that is one expert's."""
+def _place(
+    t: Tiles, body: Block, shape: Programs, choices: Choices | None, columns: int
+) -> tuple[tuple[Index, ...], str]:
+    """Write which part of the result a program makes: its leading indices, and its first column as text."""
+    count = -(-columns // shape.columns)
+    times = f" * {shape.columns}" if shape.columns > 1 else ""
+    row = Index(((Axis("row", 0, None, wide=True), 1),))
+    if choices is None:
+        t.line(f"# A program for one row and {shape.columns} of {columns} columns.")
+        t.line("program = tl.program_id(0)")
+        t.line(f"row = (program // {count}).to(tl.int64)")
+        return (row,), f"program % {count}{times}"
+    rows = t.tile(t.size(body.outputs[0].shape[0])).text
+    if choices.summed:
+        t.line(f"# A program for one row, all of its experts, and {shape.columns} of {columns} columns.")
+        t.line("program = tl.program_id(0)")
+        t.line(f"row = (program % {rows}).to(tl.int64)")
+        return (row,), f"program // {rows}{times}"
+    t.line(f"# A program for one row, one of its experts, and {shape.columns} of {columns} columns.")
+    t.line(f"program = tl.program_id(0) // {choices.count}")
+    t.line(f"choice = tl.program_id(0) % {choices.count}")
+    t.line(f"row = (program % {rows}).to(tl.int64)")
+    choice = Index(((Axis("choice", 0, choices.count - 1), 1),))
+    return (row, choice), f"program // {rows}{times}"
+
+
+def _ask(reader: Reader, weight: Value, made: tuple[Index, ...], column: Index, choices: Choices | None) -> None:
+    """Read all of a weight that the program needs, in front of what it waits for: loads on their way at once are what counts."""
+    places: list[tuple[Index, ...]] = [(column,) if choices is None else (*made, column)]
+    if choices is not None and choices.summed:
+        places = [(*made, piece.index, column) for piece in reader.pieces(choices.count, {0})]
+    if choices is not None:
+        assert isinstance(weight.op, Gather)
+        for place in places:  # all of them at once, as each load of a weight waits for one
+            reader.read(weight.op.ids, place[:-1])
+    for place in places:
+        used = {axis.slot for index in place for axis in index.axes}
+        for piece in reader.pieces(int(weight.shape[-1]), used):
+            if piece.loop is None:
+                reader.read(weight, (*place, piece.index))
+
+
+def _names(body: Block, weight: Value) -> set[int]:
+    """The number of the argument that says which experts are taken."""
     assert isinstance(weight.op, Gather)
-    assert isinstance(weight.op.ids.op, SegmentIds)
-    return list(body.args).index(weight.op.ids.op.offsets)
+    return {body.args.index(source) for source in [viewed(weight.op.ids)] if source is not None}
 
 
 def as_sums(body: Block) -> tuple[Block, list[Value]]:
-    """A copy of a region with `sum_k w[c, k] x[n, k]` in the place of its products; and their weights, [c, k] or [n, c, k]."""
+    """A copy of a region with `sum_k w[c, k] x[n, k]` in the place of its products; and their weights, [c, k] or [n, j, c, k]."""
     copy = Block([a.type for a in body.args], [a.name for a in body.args])
     mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
     b = Builder(copy)
     weights: list[Value] = []
     for op in body.ops:
         clone = op.clone(mapping)
-        if isinstance(clone, MatMul | SegmentMatMul):
+        if isinstance(clone, MatMul | GatherMatMul):
             x, *_ = clone.inputs()
             if _is_made(x):
                 # A kernel in front would round it in memory: rounded here, it is the same for one row as for many.
                 x = b(Cast(x, x.tensor.dtype))
             weights.append(_weight(b, clone))
-            rows, inner = x.shape
-            total = b(Sum(b(Mul(weights[-1], b(Reshape(x, (rows, 1, inner))))), (2,)))
-            made: Sequence[Value] = (total if clone.out is None else b(Cast(total, clone.out)),)
+            *lead, inner = x.shape
+            lead += [1] * (weights[-1].tensor.rank - 1 - len(lead)) if isinstance(clone, GatherMatMul) else [1]
+            products = b(Mul(weights[-1], b(Reshape(x, (*lead, inner)))))
+            total = b(Sum(products, (products.tensor.rank - 1,)))
+            out = clone.out or (x.tensor.dtype if _is_summed(op) else None)  # rounded, as above
+            made: Sequence[Value] = (total if out is None else b(Cast(total, out)),)
         else:
             made = b.insert(clone).results
         for old, new in zip(op.results, made, strict=True):
@@ -233,12 +303,18 @@ def as_sums(body: Block) -> tuple[Block, list[Value]]:
 
 def _is_made(value: Value) -> bool:
     """Whether a value is computed, and not read."""
-    while isinstance(value.op, Reshape | Gather):
+    while isinstance(value.op, Reshape):
         value = value.op.x
     return value.op is not None
 
 
-def _weight(b: Builder, op: MatMul | SegmentMatMul) -> Value:
+def _is_summed(op: Op) -> bool:
+    """Whether a product's result goes into a sum over a row's experts."""
+    users = op.results[0].users()
+    return any(isinstance(u, Sum) or (isinstance(u, Elementwise) and _is_summed(u)) for u in users)
+
+
+def _weight(b: Builder, op: MatMul | GatherMatMul) -> Value:
     if isinstance(op, MatMul):
         return op.b if op.transpose_b else b(Transpose(op.b, (1, 0)))
-    return b(Gather(op.w, b(SegmentIds(op.offsets, op.x.shape[0]))))
+    return b(Gather(op.w, op.ids))

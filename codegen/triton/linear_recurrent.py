@@ -16,7 +16,8 @@ from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Index, Loop, NeedsAxis, Scope, Tile, Tiles, operand
 from ringc.codegen.triton.jobs import Job, jobs_text, padded
 from ringc.codegen.triton.linear_attention import HEAD, Text, mixer
-from ringc.codegen.triton.regions import UNROLLED, Reader
+from ringc.codegen.triton.overlap import READ_EARLY
+from ringc.codegen.triton.regions import UNROLLED, Reader, loads_first
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
@@ -191,7 +192,7 @@ def _lines(op: LinearAttention, tensors: Tensors, pointers: Mapping[Value, str],
         q, k, v = (
             t.tile(reader.read(x, [*row, Index(((a, 1),))])) for x, a in ((op.q, key), (op.k, key), (op.v, value))
         )
-        t.scopes[-1].lines = _loads_first(t.scopes[-1].lines)
+        t.scopes[-1].lines = loads_first(t.scopes[-1].lines)
         t.line(f"q_t = {_block(q, key)} * {op.scale}")
         t.line(f"k_t = {_block(k, key)}")
         t.line(f"v_t = {_block(v, value)}")
@@ -211,7 +212,16 @@ def _lines(op: LinearAttention, tensors: Tensors, pointers: Mapping[Value, str],
             f"decay = tl.exp2({operand(slope)} * -1.4426950408889634)",
         ]
     t.line(f"tl.store(state_at, s{held})")
+    # Its state is on its way while the launch in front ends, if nothing of what is read here is that one's.
+    first, early = t.scopes[0].lines, tensors.kernel.function.notes.get("early", ())
+    if all(i in early or not _reads(first, name) for i, name in enumerate(tensors.arguments)):
+        first.insert(next(i for i, line in enumerate(first) if isinstance(line, Scope)), READ_EARLY)
     return t.scopes[0]
+
+
+def _reads(lines: Sequence[str | Scope], name: str) -> bool:
+    """Whether lines that stand in no loop read a tensor."""
+    return any(isinstance(line, str) and re.search(rf"tl\.load\({name}\b", line) for line in lines)
 
 
 def _block(tile: Tile, axis: Axis) -> str:
@@ -219,18 +229,3 @@ def _block(tile: Tile, axis: Axis) -> str:
     if axis.inside:
         return f"tl.where({axis.inside}, {tile.text}, 0.0)"
     return operand(tile) if axis in tile.axes else f"(tl.zeros([{axis.block}], dtype=tl.float32) + {operand(tile)})"
-
-
-def _loads_first(lines: Sequence[str | Scope]) -> list[str | Scope]:
-    """The lines with loads in front: a sum over a head waits for all warps, and would hold up the loads behind it."""
-    early: list[str | Scope] = []
-    late: list[str | Scope] = []
-    made_late: set[str] = set()
-    for line in lines:
-        name, _, text = line.partition(" = ") if isinstance(line, str) else ("", "", "")
-        if text.startswith("tl.load(") and made_late.isdisjoint(re.findall(r"\w+", text)):
-            early.append(line)
-        else:
-            late.append(line)
-            made_late.add(name)
-    return [*early, *late]

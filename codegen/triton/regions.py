@@ -9,6 +9,7 @@ or in a loop.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -46,11 +47,6 @@ CHUNK = 4096
 
 UNROLLED = 64
 """Longest axis that is summed in an unrolled loop, for lack of a tile axis."""
-
-COUNTED = 1024
-"""Most segments whose ends are compared with a row all at once."""
-
-_WIDEST_I32 = (1 << 31) - 1
 
 _HINTS = {"sum": "total", "max": "largest", "abs": "magnitude", "not": "opposite", "and": "both", "or": "either"}
 _IDENTITY = {"add": (0.0, 0), "maximum": (float("-inf"), -(1 << 31))}
@@ -241,20 +237,10 @@ class Reader:
         return self._name(op, value)
 
     def _segment(self, op: SegmentIds, at: tuple[Index, ...]) -> Tile:
-        """How many segments end at or before the row: counted where it is one row and few segments, else by a binary search."""
+        """How many segments end at or before the row: a binary search."""
         t = self.tiles
         (row,) = at
-        count, offsets = add(op.offsets.shape[0], -1), viewed(op.offsets)
-        if (
-            isinstance(count, int)
-            and count <= COUNTED
-            and offsets is not None
-            and all(a.slot is None for a in row.axes)
-        ):
-            block = power_of_two(count)
-            mask = f", mask=tl.arange(0, {block}) < {count}, other={_WIDEST_I32}" if block != count else ""
-            ends = f"tl.load({t.pointers[offsets]} + 1 + tl.arange(0, {block}){mask})"
-            return t.bind(Tile(f"tl.sum(({ends} <= {t.sum_text(row)}).to(tl.int32))", row.axes), "segment")
+        count = add(op.offsets.shape[0], -1)
         low, high, middle, past = (t.names.fresh(n) for n in ("low", "high", "middle", "past"))
         block = any(a.slot is not None for a in row.axes)
         with t.hoisted(row.axes):
@@ -410,6 +396,21 @@ def chunks(t: Tiles, slot: int, extent: int) -> Loop:
         first.append(f"{inside} = {name} < {extent}")
     axis = Axis(name, 0, extent - 1, slot=slot, block=chunk, inside=inside)
     return Loop(axis, f"for {start} in tl.range(0, {extent}, {chunk}):", tuple(first))
+
+
+def loads_first(lines: Sequence[str | Scope]) -> list[str | Scope]:
+    """The lines with loads in front: a sum over a row waits for all warps, and would hold up the loads behind it."""
+    early: list[str | Scope] = []
+    late: list[str | Scope] = []
+    made_late: set[str] = set()
+    for line in lines:
+        name, _, text = line.partition(" = ") if isinstance(line, str) else ("", "", "")
+        if text.startswith("tl.load(") and made_late.isdisjoint(re.findall(r"\w+", text)):
+            early.append(line)
+        else:
+            late.append(line)
+            made_late.add(name)
+    return [*early, *late]
 
 
 def viewed(value: Value) -> Value | None:

@@ -16,14 +16,11 @@ from ringc.codegen.triton.choose import CHOOSE_NAMES, Choice
 from ringc.codegen.triton.jobs import Job, jobs_text, padded, pointer
 from ringc.codegen.triton.overlap import READ_EARLY
 from ringc.codegen.triton.signature import RESERVED
-from ringc.codegen.triton.sort import RANK, rank_job, rank_programs
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
-from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.routing import Route
-from ringc.ir.ops.shape import Reshape
 from ringc.passes.schedules.routing import ROUTE_ROWS
 
 STREAMED = 4
@@ -40,30 +37,29 @@ H100, 2048 -> 256 with its choice, us by tile (rows, experts, inner) and most pa
 256 rows (64, 64, 64) 10.1, (64, 128, 64) 10.5 to 11.9. 8192 rows take 28 us for the product in tiles of 64 and 128 rows, cuBLAS 23.4.
 """
 
-RESULTS, SORTED = ("experts", "weights"), ("order", "offsets", "places")
-"""What a launch writes: the route's results, and those of the sort."""
+RESULTS = ("experts", "weights")
+"""What a launch writes: the route's results."""
 
 _RESERVED = (
-    *RESERVED, *CHOOSE_NAMES, "stream", "product", "rank", "partial", "rows", "parts", "steps", "few", "FEW", "ROWS", "tiles",
-    "block_n", "block_e", "block_k", *RESULTS, *SORTED,
+    *RESERVED, *CHOOSE_NAMES, "stream", "product", "partial", "rows", "parts", "steps", "few", "FEW", "ROWS", "tiles", "block_n",
+    "block_e", "block_k", *RESULTS,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Region:
-    """What a routing region is made of. `x` and `w` are None where it takes logits; `sorts`: the experts are put in order, too."""
+    """What a routing region is made of. `x` and `w` are None where it takes logits."""
 
     op: Route
     logits: Value | None
     x: Value | None
     w: Value | None
     bias: Value | None
-    sorts: bool
 
     @property
     def choice(self) -> Choice:
         """What its choice is made for."""
-        return Choice(self.op, None if self.bias is None else self.bias.type, self.logits is None, self.sorts)
+        return Choice(self.op, None if self.bias is None else self.bias.type, self.logits is None)
 
 
 def _argument(kernel: Kernel, value: Value) -> Value:
@@ -75,28 +71,22 @@ def _argument(kernel: Kernel, value: Value) -> Value:
 def _region(kernel: Kernel) -> _Region:
     body = kernel.function.body
     routes = [op for op in body.ops if isinstance(op, Route)]
-    sorts = [op for op in body.ops if isinstance(op, SortByKey)]
-    results = [r for op in (*routes, *sorts) for r in op.results]
-    if len(routes) != 1 or len(sorts) > 1 or results != list(body.outputs):
+    if len(routes) != 1 or routes[0].results != tuple(body.outputs):
         raise CodegenError(f"@{kernel.name}: this template takes one route, whose results are the region's outputs")
     (op,) = routes
-    for sort in sorts:
-        view = sort.keys.op
-        if not isinstance(view, Reshape) or view.x is not op.results[0] or sort.num_keys != op.experts:
-            raise CodegenError(f"@{kernel.name}: this template sorts the route's experts, and nothing else")
     bias = None if op.bias is None else _argument(kernel, op.bias)
     product = op.logits.op
     if not isinstance(product, MatMul):
-        return _Region(op, _argument(kernel, op.logits), None, None, bias, bool(sorts))
+        return _Region(op, _argument(kernel, op.logits), None, None, bias)
     if not product.transpose_b:
         raise CodegenError(
             f"@{kernel.name}: the router's weight stands as [inner, experts], and this template wants [experts, inner]"
         )
-    return _Region(op, None, _argument(kernel, product.a), _argument(kernel, product.b), bias, bool(sorts))
+    return _Region(op, None, _argument(kernel, product.a), _argument(kernel, product.b), bias)
 
 
 def emit(kernel: Kernel) -> str:
-    """`triton.route`: [a product with the router's weight,] the route [and the sort of its experts].
+    """`triton.route`: [a product with the router's weight,] the route.
 
     The workspace is f32[max(N, 4096), E], the product's parts.
 
@@ -106,8 +96,7 @@ def emit(kernel: Kernel) -> str:
     region = _region(kernel)
     names = Names(_RESERVED)
     arguments = argument_names(kernel.function.body, names)
-    jobs = [region.choice.job(), *([rank_job(region.op.experts)] if region.sorts else [])]
-    first = len(jobs)
+    jobs = [region.choice.job()]
     if region.logits is None:
         jobs += [_stream_job(region), _product_job(region, few=True), _product_job(region, few=False)]
     w = Writer()
@@ -119,35 +108,32 @@ def emit(kernel: Kernel) -> str:
         w(f"{_product(region)}\n\n")
         w(f"{_stream(region)}\n\n")
     w(f"{region.choice.text()}\n\n")
-    if region.sorts:
-        w(f"{RANK}\n\n")
     if region.logits is None:
         w(f"ROWS = {ROUTE_ROWS}")
         w('"""Rows of partial logits that the workspace holds at least."""\n')
         w(f"FEW = {STREAMED if padded(_inner(region)) <= LONGEST else 0}")
         w('"""Rows up to which each program reads a row of the router\'s weight whole."""\n')
     w("")
-    results = [*RESULTS, *(SORTED if region.sorts else ()), *(["partial"] if region.logits is None else [])]
+    results = [*RESULTS, *(["partial"] if region.logits is None else [])]
     with w.block(f"def launch({', '.join([*arguments, *results])}):"):
         if region.logits is None:
-            _launch_product(w, region, names, jobs, first)
+            _launch_product(w, region, names, jobs)
         else:
             w(f"rows = {names[region.logits]}.shape[0]")
             _launch_choice(w, region, names, names[region.logits])
     return w.text()
 
 
-def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job], first: int) -> None:
-    """The product and the choice behind it; `first` is the number of the product's first job."""
+def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job]) -> None:
+    """The product and the choice behind it."""
     assert region.x is not None and region.w is not None
     given, experts, inner = f"{names[region.x]}, {names[region.w]}, partial, rows", region.op.experts, _inner(region)
-    few, many = ({k: int(j.constants[k] or 0) for k in ("BLOCK_N", "BLOCK_E", "BLOCK_K")} for j in jobs[first + 1 :])
+    few, many = ({k: int(j.constants[k] or 0) for k in ("BLOCK_N", "BLOCK_E", "BLOCK_K")} for j in jobs[2:])
     w(f"rows = {names[region.x]}.shape[0]")
     with w.block("if rows == 0:"):
-        _launch_sort(w, region)
         w("return")
     with w.block("if rows <= FEW:"):
-        w(f"stream[({experts},)]({given}, **pinned(JOBS[{first}]))")
+        w(f"stream[({experts},)]({given}, **pinned(JOBS[1]))")
         _launch_choice(w, region, names, "partial")
         w("return")
     w(f"few = rows <= {few['BLOCK_N']}")
@@ -160,7 +146,7 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
     w(f"parts = max(1, min(steps, ROWS // rows, -(-128 // tiles), {PARTS}))")
     w("steps = -(-steps // parts)")
     w(f"grid = (-(-rows // block_n), -(-{experts} // block_e), parts)")
-    w(f"product[grid]({given}, steps, **pinned(JOBS[{first + 1} if few else {first + 2}]))")
+    w(f"product[grid]({given}, steps, **pinned(JOBS[2 if few else 3]))")
     _launch_choice(w, region, names, "partial", "parts")
 
 
@@ -169,21 +155,9 @@ def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, parts:
         logits,
         *([] if region.bias is None else [names[region.bias]]),
         *RESULTS,
-        *(SORTED if region.sorts else ()),
         *({"rows": "rows", "parts": parts}[number] for number in region.choice.numbers),
     ]
     w(f"choose[(rows,)]({', '.join(given)}, **pinned(JOBS[0]))")
-    if region.sorts:
-        with w.block("if rows != 1:"):
-            _launch_sort(w, region)
-
-
-def _launch_sort(w: Writer, region: _Region) -> None:
-    """The sort of other numbers of rows than one, which all its pairs are compared for: it must be right for them, not fast."""
-    if region.sorts:
-        count = f"rows * {region.op.top_k}"
-        programs = rank_programs(count, region.op.experts)
-        w(f"rank[({programs},)](experts, {', '.join(SORTED)}, {count}, **pinned(JOBS[1]))")
 
 
 def _inner(region: _Region) -> int:

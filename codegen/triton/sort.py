@@ -17,37 +17,6 @@ from ringc.passes.schedules.routing import SORT_BLOCK
 RANKED = 8192
 """Rows up to which all pairs are compared: 67 million comparisons, 5 us on an H100, where counting takes 25."""
 
-ITEMS = 16
-"""Rows, or keys, that a program of `rank` finds the places of."""
-
-RANK = '''@triton.jit(do_not_specialize=["rows"])
-def rank(keys, order, offsets, places, rows, KEYS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr):
-    """The place of each row, then the first place of each key: as many rows as have a lower key, or the same and a lower number."""
-    item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
-    is_row = item < rows
-    key = tl.load(keys + item, mask=is_row, other=0)
-    mine = tl.where(is_row, key * rows + item, (item - rows) * rows)
-    at = tl.zeros([ITEMS], dtype=tl.int32)
-    for start in range(0, rows, STEP):
-        row = start + tl.arange(0, STEP)
-        other = tl.load(keys + row, mask=row < rows, other=KEYS) * rows + row
-        at += tl.sum((other[None, :] < mine[:, None]).to(tl.int32), 1)
-    tl.store(places + item, at, mask=is_row)
-    tl.store(order + at, item, mask=is_row)
-    tl.store(offsets + (item - rows), at, mask=(item >= rows) & (item <= rows + KEYS))'''
-
-
-def rank_job(keys: int) -> Job:
-    """How `rank` is launched."""
-    signature = {**dict.fromkeys(("keys", "order", "offsets", "places"), "*i32"), "rows": "i32"}
-    return Job("rank", signature, {"KEYS": keys, "ITEMS": ITEMS, "STEP": 512}, num_warps=4, num_stages=1)
-
-
-def rank_programs(rows: str, keys: int) -> str:
-    """How many programs of `rank` there are for so many rows, as an expression."""
-    return f"-(-({rows} + {keys} + 1) // {ITEMS})"
-
-
 _RESERVED = (
     *RESERVED, "pinned", "order", "offsets", "places", "counts", "rows", "blocks", "BLOCK", "count", "scan", "place", "rank", "RANKED",
 )  # fmt: skip
@@ -68,13 +37,14 @@ def emit(kernel: Kernel) -> str:
     # A step's comparisons are a tile of rows by keys: 8192 elements for up to 256 keys, as few rows as 16 beyond; sums along more than 256
     # rows take more registers than there are.
     step = max(16, min(SORT_BLOCK, 256, 8192 // tile))
+    pointers = dict.fromkeys(("keys", "order", "offsets", "places"), "*i32")
 
     def job(name: str, wanted: str, constants: dict[str, int], warps: int) -> Job:
-        signature = {n: "i32" if n in ("rows", "blocks") else "*i32" for n in wanted.split()}
+        signature = {n: "*i32" if n in pointers or n == "counts" else "i32" for n in wanted.split()}
         return Job(name, signature, {"KEYS": size, "TILE": tile, **constants}, num_warps=warps, num_stages=1)
 
     jobs = [
-        rank_job(size),
+        Job("rank", {**pointers, "rows": "i32"}, {"KEYS": size, "ITEMS": 16, "STEP": 512}, num_warps=4, num_stages=1),
         job("count", "keys places counts rows", {"BLOCK": SORT_BLOCK, "STEP": step}, 4),
         job("scan", "counts offsets rows blocks", {"STEP": step}, 8),
         job("place", "keys order offsets places counts rows", {"BLOCK": SORT_BLOCK}, 4),
@@ -85,7 +55,21 @@ import triton.language as tl
 {jobs_text(jobs)}
 
 
-{RANK}
+@triton.jit(do_not_specialize=["rows"])
+def rank(keys, order, offsets, places, rows, KEYS: tl.constexpr, ITEMS: tl.constexpr, STEP: tl.constexpr):
+    """The place of each row, then the first place of each key: as many rows as have a lower key, or the same and a lower number."""
+    item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
+    is_row = item < rows
+    key = tl.load(keys + item, mask=is_row, other=0)
+    mine = tl.where(is_row, key * rows + item, (item - rows) * rows)
+    at = tl.zeros([ITEMS], dtype=tl.int32)
+    for start in range(0, rows, STEP):
+        row = start + tl.arange(0, STEP)
+        other = tl.load(keys + row, mask=row < rows, other=KEYS) * rows + row
+        at += tl.sum((other[None, :] < mine[:, None]).to(tl.int32), 1)
+    tl.store(places + item, at, mask=is_row)
+    tl.store(order + at, item, mask=is_row)
+    tl.store(offsets + (item - rows), at, mask=(item >= rows) & (item <= rows + KEYS))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -141,7 +125,7 @@ BLOCK = {SORT_BLOCK}
 def launch({keys}, order, offsets, places, counts):
     rows = {keys}.shape[0]
     if rows <= RANKED:
-        rank[({rank_programs("rows", size)},)]({keys}, order, offsets, places, rows, **pinned(JOBS[0]))
+        rank[(-(-(rows + {size} + 1) // 16),)]({keys}, order, offsets, places, rows, **pinned(JOBS[0]))
         return
     blocks = -(-rows // BLOCK)
     count[(blocks,)]({keys}, places, counts, rows, **pinned(JOBS[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ringc.ir.core import Block, Value
 from ringc.ir.ops.index import Gather
-from ringc.ir.ops.products import SegmentMatMul
+from ringc.ir.ops.products import ExpertProduct
 from ringc.ir.ops.shape import Reshape, Slice
 from ringc.ir.symbols import Dim, add, mul
 from ringc.ir.types import StateType
@@ -32,8 +32,8 @@ def region_bytes(body: Block) -> Dim:
 
 
 def _taken(value: Value) -> Dim:
-    """The bytes of a value that its users read: of a table the rows gathered, of a wide product the columns cut out, of a weight for
-    each segment those of segments that can have rows, else all.
+    """The bytes of a value that its users read: of a table the rows gathered, of a wide product the columns cut out, of experts'
+    weights those of as many experts as can have rows, else all.
     """
     users = value.users()
     total: Dim = 0
@@ -42,7 +42,7 @@ def _taken(value: Value) -> Dim:
             total = add(total, user.result.type.bytes)
         elif isinstance(user, Slice | Reshape):
             total = add(total, _taken(user.result))
-        elif isinstance(user, SegmentMatMul) and user.w is value:
+        elif isinstance(user, ExpertProduct) and user.w is value:
             total = add(total, user.weight_bytes())
         else:
             return value.type.bytes

@@ -80,8 +80,7 @@ class SegmentMatMul(Op):
 
     def weight_bytes(self) -> Dim:
         """Bytes of the weights of all segments that can have rows, an upper bound: how many have some is data."""
-        segments = self.w.shape[0]
-        return mul(least(self.x.shape[0], segments), floordiv(self.w.type.bytes, segments))
+        return _named_bytes(self.w, self.x.shape[0])
 
     def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:
         x, w, offsets = _widened(inputs[0]), _widened(inputs[1]), inputs[2]
@@ -89,3 +88,56 @@ class SegmentMatMul(Op):
         for e, (start, stop) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             made[start:stop] = x[start:stop] @ w[e].mT
         return made.to(env.dtype(self.result.type))
+
+
+@operation("gather_matmul")
+class GatherMatMul(Op):
+    """A product of each row with the weights that it names: `result[n, j] = w[ids[n, j]] @ x[n, j]`, or `@ x[n]` for an x without choices.
+
+    x [N, J, K] or [N, K], w [E, C, K], ids i32[N, J] -> [N, J, C]. Rows stay where they are, and each reads weights of its own: for few.
+    """
+
+    x: Value = operand()
+    w: Value = operand()
+    ids: Value = operand()
+    out: DType | None = attr(default=None)
+
+    def infer(self) -> Sequence[Type]:
+        x, w, ids = self.x.tensor, self.w.tensor, self.ids.tensor
+        self.require(w.rank == 3 and ids.rank == 2, "needs weights [E, C, K] and choices [N, J]")
+        self.require(ids.dtype is DType.I32, "choices are i32")
+        self.require(
+            x.shape[:-1] in (ids.shape, ids.shape[:1]), "needs one row for each choice, or for each row of choices"
+        )
+        self.require(x.dtype.is_float, "needs floating-point operands")
+        self.require(x.dtype == w.dtype and x.shape[-1] == w.shape[2], "rows don't fit the weights")
+        return [ids.with_shape((*ids.shape, w.shape[1])).with_dtype(self.out or x.dtype)]
+
+    def flops(self) -> Dim:
+        return mul(2, product((*self.ids.shape, *self.w.shape[1:])))
+
+    def bytes(self) -> Dim:
+        """As a `segment_matmul`'s."""
+        return add(add(super().bytes(), mul(-1, self.w.type.bytes)), self.weight_bytes())
+
+    def weight_bytes(self) -> Dim:
+        """As a `segment_matmul`'s."""
+        return _named_bytes(self.w, self.ids.tensor.elements)
+
+    def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:
+        x, w, ids = _widened(inputs[0]), _widened(inputs[1]), inputs[2]
+        rows = x if x.dim() == 3 else x[:, None].expand(*ids.shape, x.shape[1])
+        made = x.new_empty((*ids.shape, w.shape[1]))
+        for e in sorted(set(ids.flatten().tolist())):  # rather than a copy of the weights for each row
+            made[ids == e] = rows[ids == e] @ w[e].mT
+        return made.to(env.dtype(self.result.type))
+
+
+ExpertProduct = SegmentMatMul | GatherMatMul
+"""Products of rows with weights of which each row has its own."""
+
+
+def _named_bytes(w: Value, rows: Dim) -> Dim:
+    """Bytes of the weights that so many rows can name, an upper bound: how many they do is data."""
+    count = w.shape[0]
+    return mul(least(rows, count), floordiv(w.type.bytes, count))

@@ -8,7 +8,7 @@ import sympy
 
 from ringc.ir.core import Block
 from ringc.ir.ops.cost import region_bytes
-from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.products import ExpertProduct, GatherMatMul, MatMul, SegmentMatMul
 from ringc.ir.symbols import Dim, add
 from ringc.passes.front import before_product, parted
 from ringc.passes.schedules.model import Candidate, Rows, roofline
@@ -46,8 +46,7 @@ def dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     if front is None:
         return alone(body, rows, target)
     if target.backend == "triton":
-        made = gemv(body, rows, target)
-        return [replace(made, seconds=made.seconds + sympy.Float(MAKING), illegal=before_product(body) or made.illegal)]
+        return [_making(body, rows, target)]
     # What it saves is a launch; eager PyTorch saves none. TVM keeps the left operand in memory, which stays in the cache.
     launches = 1 if target.backend == "torch" else 0
     flops, moved = flops_of(front), region_bytes(front)
@@ -60,8 +59,14 @@ def gemv(body: Block, rows: Rows, target: Target) -> Candidate:
     seconds = roofline(target, flops_of(body), touched_bytes(body), rate=0.3 * target.vector_rate) + _again(
         body, target
     )
-    most = ROWS_OF_EXPERTS if any(isinstance(op, SegmentMatMul) for op in body.ops) else 1
+    most = ROWS_OF_EXPERTS if any(isinstance(op, GatherMatMul) for op in body.ops) else 1
     return Candidate("triton.gemv", seconds, "" if 1 <= rows[1] <= most else ONE_ROW)
+
+
+def _making(body: Block, rows: Rows, target: Target) -> Candidate:
+    """A GPU's product that makes its left operand itself."""
+    made = gemv(body, rows, target)
+    return replace(made, seconds=made.seconds + sympy.Float(MAKING), illegal=before_product(body) or made.illegal)
 
 
 def alone(body: Block, rows: Rows, target: Target) -> list[Candidate]:
@@ -93,8 +98,10 @@ def grouped(body: Block, rows: Rows, target: Target) -> list[Candidate]:
     if target.backend == "triton":
         # H100, 256 experts of ring-mini, 512 tokens: up 390 us, down 202, 92 and 89 % of a copy's rate.
         seconds = roofline(target, flops, moved, rate=0.6 * target.matrix_rate, bandwidth=0.9)
-        tiled = Candidate("triton.grouped", seconds)
-        return [gemv(body, rows, target), tiled] if 1 <= rows[1] <= ROWS_OF_EXPERTS else [tiled]
+        if not any(isinstance(op, GatherMatMul) for op in body.ops):
+            return [Candidate("triton.grouped", seconds)]
+        alone = all(op.inputs()[0].op is None for op in body.ops if isinstance(op, GatherMatMul))
+        return [gemv(body, rows, target) if alone else _making(body, rows, target)]
     if target.backend == "torch":
         return [Candidate("torch.eager", roofline(target, flops, moved, rate=0.3 * target.matrix_rate, launches=64))]
     # 18 or 36 weights in turn, 4 experts for each token, both products together. 32 experts, 512 -> 48: 1 token takes 10.9 us row by row
@@ -118,11 +125,16 @@ def touched_bytes(body: Block) -> Dim:
     """The bytes that a region moves, of the experts' weights as many as its rows touch on average."""
     moved = region_bytes(body)
     for op in body.ops:
-        if isinstance(op, SegmentMatMul):
+        if isinstance(op, ExpertProduct):
             # Rows choose independently: an expert is left out by all of them with probability (1 - 1/E)^rows.
-            touched = 1 - sympy.exp(-op.x.shape[0] / sympy.Integer(op.w.shape[0]))
+            touched = 1 - sympy.exp(-_rows(op) / sympy.Integer(op.w.shape[0]))
             moved += op.w.type.bytes * touched - op.weight_bytes()
     return moved
+
+
+def _rows(op: ExpertProduct) -> Dim:
+    """How many rows have an expert each."""
+    return op.x.shape[0] if isinstance(op, SegmentMatMul) else op.ids.tensor.elements
 
 
 def _again(body: Block, target: Target) -> sympy.Expr:
@@ -131,8 +143,8 @@ def _again(body: Block, target: Target) -> sympy.Expr:
     """
     total = sympy.Integer(0)
     for op in body.ops:
-        if isinstance(op, SegmentMatMul):
-            rows, count = op.x.shape[0], sympy.Integer(op.w.shape[0])
+        if isinstance(op, ExpertProduct):
+            rows, count = _rows(op), sympy.Integer(op.w.shape[0])
             total += (rows - count * (1 - sympy.exp(-rows / count))) * op.w.type.bytes / count
     return total / sympy.Float(4 * target.bandwidth)
 

@@ -65,14 +65,6 @@ def test_sequences_and_experts_are_shared_out(found: list[Decision]) -> None:
         if one is attention:
             assert by_name["positions"].tolist() == [7, 7, 7]
 
-    up = next(one for one in found if one.what.startswith("experts' up")).first.kernel
-    rows, segments = torch.zeros(40, dtype=torch.int32), torch.zeros(257, dtype=torch.int32)
-    nothing = torch.zeros(1)
-    arrange(up, [rows, nothing, nothing, segments, nothing], {"N": 5, "B": 1})
-    assert sorted(rows.tolist()) == list(range(40))
-    assert segments[0] == 0 and segments[-1] == 40 and bool((segments.diff() >= 0).all())
-    assert int(segments.diff().max()) <= 5, "a token chooses an expert once"
-
 
 def times(one: Decision, counts: list[int], first: list[float], second: list[float]) -> Measured:
     return Measured(replace(one, counts=tuple(counts), predicted=4), counts, first, second)

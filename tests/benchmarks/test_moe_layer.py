@@ -8,20 +8,29 @@ import pytest
 
 from benchmarks.moe_layer import layer_steps
 
-ONE = ["row", "shared*", "shared*", "route", "sort", "grouped", "grouped", "join", "row"]
-APART = ["row", "shared*", "shared*", "library", "route", "sort", "grouped", "grouped", "join", "row"]
-LINE = ["library", "row", "route", "sort", "grouped", "grouped", "join", "row"]
+SHARED, ROUTER, CHOICE, SORT = ("mlp.shared_experts.up_proj",), ("mlp.gate",), ("mlp.gate.expert_bias",), ()
+UP, DOWN, JOIN = ("mlp.experts.all.gate_proj", "mlp.experts.all.up_proj"), ("mlp.experts.all.down_proj",), ()
+NORM = ("input_layernorm",)
+APART = [SHARED, ROUTER, CHOICE, SORT, UP, DOWN, JOIN, NORM]
+"""Rows in the experts' order: the sum is in a kernel with the next norm, which is the next layer's weight."""
+ONE = [SHARED, ROUTER, CHOICE, JOIN, UP, DOWN]
+"""One row, whose next norm the next product makes."""
 
 
-@pytest.mark.parametrize(
-    ("layer", "first", "last"), [(ONE, "shared*", "join"), (APART, "shared*", "join"), (LINE, "route", "join")]
-)
+@pytest.mark.parametrize("layer", [APART, ONE])
 @pytest.mark.parametrize("number", [0, 1])
-def test_they_begin_with_what_runs_beside_them_and_end_where_it_has_joined(
-    layer: list[str], first: str, last: str, number: int
-) -> None:
-    names = ["embedding", *layer, "attention", *layer]
-    bound = SimpleNamespace(steps=[SimpleNamespace(kernel=n, beside=n.endswith("*")) for n in names])
-    start, end = layer_steps(bound, [n.rstrip("*") for n in names], number)  # type: ignore[arg-type] # only its steps
-    begin = 1 + number * (len(layer) + 1)
-    assert (start, end) == (begin + layer.index(first), begin + layer.index(last) + 1)
+def test_they_reach_from_what_runs_beside_routing_to_the_next_norm(layer: list[tuple[str, ...]], number: int) -> None:
+    steps: list[tuple[str, ...]] = [
+        ("word_embeddings",),
+        ("layers.0.mlp.up_proj",),
+        ("layers.1.attention.query_key_value",),
+    ]
+    for at in (1, 2):
+        own = [tuple(f"layers.{at + (key in NORM)}.{key}.weight" for key in keys) for keys in layer]
+        steps += [
+            *own,
+            (f"layers.{at + 1}.input_layernorm.weight", f"layers.{at + 1}.attention.query_key_value.weight"),
+        ]
+    bound = SimpleNamespace(steps=[SimpleNamespace(weights=keys) for keys in steps])
+    start, end = layer_steps(bound, number)  # type: ignore[arg-type] # only its steps
+    assert (start, end) == (3 + number * (len(layer) + 1), 3 + number * (len(layer) + 1) + len(layer))

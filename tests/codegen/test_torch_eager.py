@@ -80,6 +80,11 @@ REGIONS = {
   %2 = cast(%x) {dtype = f32} : f32[N, 16]
   return %1, %2
 }""",
+    "rows_with_their_own_weights": """(%x: f32[N, 16], %w: f32[5, 8, 16], %ids: i32[N, 3], %v: f32[5, 4, 8]) {
+  %1 = gather_matmul(%x, %w, %ids) : f32[N, 3, 8]
+  %2 = gather_matmul(%1, %v, %ids) : f32[N, 3, 4]
+  return %1, %2
+}""",
     "interleaved_rope": """(%x: f32[N, 2, 8], %cos: f32[N, 3], %sin: f32[N, 3]) {
   %1 = rope(%x, %cos, %sin) {interleaved = true} : f32[N, 2, 8]
   return %1

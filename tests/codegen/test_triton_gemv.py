@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
 from ringc.codegen.inputs import random_inputs
-from ringc.codegen.kernel import Kernel, parse_implementation
+from ringc.codegen.kernel import Kernel
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
@@ -19,8 +18,7 @@ from ringc.codegen.triton.overlap import WAIT
 from ringc.errors import CodegenError
 from ringc.passes.front import before_product
 from ringc.passes.target import target
-from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of
-from tests.codegen.test_triton_grouped import LENGTHS, down, spread, up
+from tests.codegen.support_kernels import check, check_golden, kernel
 
 TEMPLATE = "triton.gemv"
 
@@ -188,23 +186,81 @@ def test_every_argument_may_have_a_name_of_the_kernel(interpreter: InterpreterWo
     check(interpreter, tmp_path, made, random_inputs(made.function, {"N": 5}))
 
 
+UP = """
+func @up(%x: {t}[N / B, {k}],{norm} %gate: {t}[{e}, {m}, {k}], %ids: i32[N, {j}], %up: {t}[{e}, {m}, {k}]) {{
+{made}  %1 = gather_matmul({x}, %gate, %ids) : {t}[N, {j}, {m}]
+  %2 = gather_matmul({x}, %up, %ids) : {t}[N, {j}, {m}]
+  %3 = silu(%1) : {t}[N, {j}, {m}]
+  %4 = mul(%3, %2) : {t}[N, {j}, {m}]
+  return %4
+}}"""
+
+DOWN = """
+func @down(%h: {t}[N, {j}, {k}], %w: {t}[{e}, {m}, {k}], %ids: i32[N, {j}], %weights: f32[N / B, {j}, 1], %r: {t}[N / B, {m}]) {{
+  %0 = gather_matmul(%h, %w, %ids) : {t}[N, {j}, {m}]
+  %1 = cast(%0) {{dtype = f32}} : f32[N, {j}, {m}]
+  %2 = mul(%1, %weights) : f32[N / B, {j}, {m}]
+  %3 = sum(%2) {{axes = [1]}} : f32[N / B, {m}]
+  %4 = cast(%3) {{dtype = {t}}} : {t}[N / B, {m}]
+  %5 = add(%r, %4) : {t}[N / B, {m}]
+  return %5
+}}"""
+
+
+def up(experts: int, j: int, k: int, m: int, dtype: str = "f32", *, norm: bool = False) -> str:
+    """The gated products of each row's experts, and with it the row's norm."""
+    made = f"  %0 = rms_norm(%x, %n) : {dtype}[N / B, {k}]\n" if norm else ""
+    given = f" %n: {dtype}[{k}]," if norm else ""
+    return UP.format(t=dtype, e=experts, j=j, k=k, m=m, norm=given, made=made, x="%0" if norm else "%x")
+
+
+def down(experts: int, j: int, k: int, m: int, dtype: str = "f32") -> str:
+    """The sum of each row's experts, and a residual."""
+    return DOWN.format(t=dtype, e=experts, j=j, k=k, m=m)
+
+
+EXPERTS = {
+    "up": up(8, 4, 48, 40),
+    "up_behind_a_norm": up(8, 3, 72, 20, norm=True),
+    "up_of_one": up(5, 1, 64, 24),
+    "down": down(8, 4, 40, 24),
+    "down_uneven": down(6, 3, 72, 50),
+    "down_of_one": down(5, 1, 64, 24),
+    "as_many_experts_as_elements": down(8, 4, 4, 24),
+    "not_summed": """
+func @alone(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3]) {
+  %0 = gather_matmul(%h, %w, %ids) : f32[N, 3, 24]
+  return %0
+}""",
+}
+
+
 @pytest.mark.parametrize("early", [False, True])
-@pytest.mark.parametrize("name", ["one", "decode", "last", "none"])
-def test_experts(interpreter: InterpreterWorker, tmp_path: Path, name: str, early: bool) -> None:
-    """Rows that have an expert each, and rows that share one; weights read in front of the wait or behind it."""
-    lengths = LENGTHS[name]
-    for made, inputs in (
-        (up(8, 40, 48, 4), spread(lengths, 4, 40, 48)),
-        (down(8, 24, 40), [torch.randn(sum(lengths), 40), torch.randn(8, 24, 40) / 6, offsets_of(lengths)]),
-    ):
-        if early:
-            made.function.notes["early"] = tuple(range(len(made.function.body.args)))
-        found = Kernel(made.function, parse_implementation(TEMPLATE))
-        body = emit(found, target("sm_90")).text.partition("\ndef ")[2]
-        front, wait, behind = body.partition(WAIT)
-        assert wait and ("_proj" in front or ".to(tl.int64) *" in front) == early and "tl.store" in behind
-        assert f"A program for one row and 16 of {24 if made.name == 'down' else 40} columns." in body
-        check(interpreter, tmp_path, found, inputs)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts(interpreter: InterpreterWorker, tmp_path: Path, name: str, rows: int, early: bool) -> None:
+    """Rows with experts of their own, some of them the same; weights read in front of the wait or behind it."""
+    made = kernel(EXPERTS[name], TEMPLATE)
+    if early:
+        made.function.notes["early"] = tuple(range(len(made.function.body.args)))
+    body = emit(Kernel(made.function, made.implementation), target("sm_90")).text.partition("\ndef ")[2]
+    front, wait, behind = body.partition(WAIT)
+    assert wait and (".to(tl.int64) *" in front) == early and "tl.store" in behind
+    check(interpreter, tmp_path, made, random_inputs(made.function, {"N": rows, "B": rows}))
+
+
+def test_rows_of_a_column_follow_each_other() -> None:
+    """What several rows name is read from memory once, while it is in the second-level cache."""
+    text = emit(kernel(EXPERTS["down"], TEMPLATE)).text
+    assert "row = (program % N).to(tl.int64)" in text
+    assert "column = program // N" in text
+
+
+def test_a_row_s_experts_are_rounded_before_they_are_added_up() -> None:
+    """As a kernel rounds them that writes them to memory."""
+    text = emit(kernel(down(256, 8, 512, 2048, "bf16"), TEMPLATE)).text
+    assert text.count("= tl.sum(") == 8
+    assert text.count(".to(tl.bfloat16).to(tl.float32)") == 9
 
 
 COLUMN_SCALE = """
@@ -282,6 +338,14 @@ func @other(%x: f32[N, 8], %y: f32[N, 8], %w: f32[16, 8]) {
 }"""
 
 
+NOT_CHOICES = """
+func @not_choices(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3]) {
+  %0 = gather_matmul(%h, %w, %ids) : f32[N, 3, 24]
+  %1 = sum(%0) {axes = [2]} : f32[N, 3]
+  return %1
+}"""
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -293,6 +357,7 @@ func @other(%x: f32[N, 8], %y: f32[N, 8], %w: f32[16, 8]) {
         (WANTED, "is wanted behind the product too"),
         (BEHIND, "'max' behind the product isn't pointwise"),
         (OTHER, "one left operand"),
+        (NOT_CHOICES, "'sum' behind the product isn't pointwise"),
     ],
 )
 def test_what_cant_be_made_piece_by_piece_is_refused(text: str, said: str) -> None:
@@ -364,7 +429,11 @@ MINI["head"] = (
 )
 
 
-@pytest.mark.parametrize("name", ["norm", "gate"])
+MINI["experts_up"] = up(256, 8, 2048, 512, "bf16", norm=True)
+MINI["experts_down"] = down(256, 8, 512, 2048, "bf16")
+
+
+@pytest.mark.parametrize("name", ["norm", "gate", "experts_up", "experts_down"])
 def test_golden(name: str) -> None:
     check_golden(f"triton_gemv_{name}", emit(kernel(MINI[name], TEMPLATE)).text)
 

@@ -15,27 +15,19 @@ from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
 from ringc.errors import CodegenError
-from ringc.ir.ops.index import SortByKey
 from ringc.ir.ops.routing import Route
 from ringc.passes.schedules.routing import route_workspace, sort_workspace
 from tests.codegen.support_kernels import check, check_golden, kernel
 
-SORT = """  %keys = reshape(%experts) {{shape = [{k}*N]}}
-  %order, %offsets, %places = sort_by_key(%keys) {{num_keys = {e}}}
-"""
 
-
-def router(
-    experts: int, inner: int, attributes: str, *, bias: bool = True, dtype: str = "f32", sorts: bool = False
-) -> Kernel:
-    """A router's product, its route and, if wanted, the sort of its experts."""
+def router(experts: int, inner: int, attributes: str, *, bias: bool = True, dtype: str = "f32") -> Kernel:
+    """A router's product and its route."""
     top_k = int(attributes.partition("top_k = ")[2].partition(",")[0])
-    sort = SORT.format(k=top_k, e=experts) if sorts else ""
     function = f"""
 func @router(%x: {dtype}[N / B, {inner}], %gate: {dtype}[{experts}, {inner}]{f", %bias: f32[{experts}]" if bias else ""}) {{
   %logits = matmul(%x, %gate) {{transpose_b = true, out = f32}} : f32[N / B, {experts}]
   %experts, %weights = route(%logits, {"%bias" if bias else "_"}) {{{attributes}}} : i32[N / B, {top_k}], f32[N / B, {top_k}]
-{sort}  return {"%experts, %weights, %order, %offsets, %places" if sorts else "%experts, %weights"}
+  return %experts, %weights
 }}"""
     made = kernel(function, "triton.route")
     made.function.notes["workspace"] = route_workspace(made.function.body)
@@ -92,22 +84,6 @@ def test_experts_and_weights(
 def test_without_a_bias(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     made = router(32, 64, "top_k = 4, groups = 4, keep = 2", bias=False)
     check(interpreter, tmp_path, made, [torch.randn(7, 64), torch.randn(32, 64) * 0.1])
-
-
-@pytest.mark.parametrize(("experts", "top_k"), [(32, 4), (24, 3), (256, 8), (16, 1)])
-@pytest.mark.parametrize("rows", [0, 1, 2, 37])
-def test_experts_in_order(interpreter: InterpreterWorker, tmp_path: Path, experts: int, top_k: int, rows: int) -> None:
-    made = router(experts, 64, f"top_k = {top_k}, groups = 4, keep = 2, group_top = 1", sorts=True)
-    check(interpreter, tmp_path, made, [torch.randn(rows, 64), torch.randn(experts, 64) * 0.1, torch.randn(experts)])
-
-
-def test_only_the_sort_of_its_own_experts_is_taken() -> None:
-    made = router(32, 64, "top_k = 4", sorts=True)
-    sort = made.function.body.ops[-1]
-    assert isinstance(sort, SortByKey)
-    sort.num_keys = 33
-    with pytest.raises(CodegenError, match="sorts the route's experts"):
-        emit(made)
 
 
 def test_without_rows(interpreter: InterpreterWorker, tmp_path: Path) -> None:
@@ -171,7 +147,6 @@ def test_other_regions_are_refused() -> None:
 
 RING_MINI = {
     "route": router(256, 2048, "top_k = 8, groups = 8, keep = 4, factor = 2.5", dtype="bf16"),
-    "route_sorted": router(256, 2048, "top_k = 8, groups = 8, keep = 4, factor = 2.5", dtype="bf16", sorts=True),
     "choose": chooser(256, "top_k = 8, groups = 8, keep = 4, factor = 2.5"),
     "sort": sorter(256),
 }

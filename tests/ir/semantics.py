@@ -128,6 +128,13 @@ def segment_matmul(op: Any, given: Given, x: Array, w: Array, offsets: Array) ->
     return made
 
 
+def gather_matmul(op: Any, given: Given, x: Array, w: Array, ids: Array) -> Array:
+    made = np.empty((*ids.shape, w.shape[1]))
+    for n, j in np.ndindex(*ids.shape):
+        made[n, j] = w[ids[n, j]] @ (x[n, j] if x.ndim == 3 else x[n])
+    return made
+
+
 def state_read(op: Any, given: Given, state: Array, slots: Array) -> Array:
     return np.array([state[s] if s >= 0 else np.zeros(state.shape[1:]) for s in slots]).reshape(
         len(slots), *state.shape[1:]
@@ -262,6 +269,7 @@ MEANINGS: dict[str, Meaning] = {
     "floordiv": elementwise(np.floor_divide),
     "fused": lambda op, given, *inputs: run_body(op.body, given, inputs),
     "gather": gather,
+    "gather_matmul": gather_matmul,
     "ge": elementwise(np.greater_equal),
     "gt": elementwise(np.greater),
     "iota": lambda op, given: np.arange(*given.shape((op.length,))),

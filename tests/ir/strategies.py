@@ -41,7 +41,7 @@ from ringc.ir.ops.pointwise import (
     Unary,
     Where,
 )
-from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.products import GatherMatMul, MatMul, SegmentMatMul
 from ringc.ir.ops.reduce import Max, Mean, Reduction, Sum
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.rows import RmsNorm, Rope, Silu, Softmax
@@ -287,6 +287,17 @@ def segment_matmul(g: Graph) -> Op:
     )
 
 
+def gather_matmul(g: Graph) -> Op:
+    experts, dtype = g.integer(1, 4), g.dtype()
+    n, k, choices = g.integer(1, 5), g.integer(1, 5), g.integer(1, 3)
+    return GatherMatMul(
+        g.value(TensorType(dtype, g.pick((N, k), (N, choices, k)))),
+        g.value(TensorType(dtype, (experts, n, k))),
+        g.value(TensorType(I32, (N, choices)), below(experts)),
+        g.pick(None, DType.F32),
+    )
+
+
 # -- states
 
 
@@ -482,6 +493,7 @@ STRATEGIES: dict[str, Strategy] = {
     "floordiv": binary(FloorDiv, INTS, divisor=True),
     "fused": fused,
     "gather": gather,
+    "gather_matmul": gather_matmul,
     "ge": binary(Ge),
     "gt": binary(Gt),
     "iota": iota,

@@ -69,6 +69,8 @@ COSTS: list[tuple[str, Dim, Dim]] = [
     ("matmul(%h, %w) {transpose_b = true, out = f32}", n(2 * 8 * 16), n(16 + 64, 16 * 8 * 2)),
     # the weights of segments that can have rows
     ("segment_matmul(%e, %we, %o5)", n(2 * 8 * 16), n(16 + 32, add(mul(16 * 8 * 2, least(N, 4)), 20))),
+    # the weights that rows can name
+    ("gather_matmul(%h, %we, %j)", n(2 * 2 * 8 * 16), n(16 + 8 + 64, mul(16 * 8 * 2, least(mul(2, N), 4)))),
     ("state_read(%st, %s)", 0, mul(2 * STATE * 4 + 4, B)),
     ("state_write(%st, %s, %c)", 0, mul(2 * STATE * 4 + 4, B)),
     ("state_append(%k, %i, %i, %rows)", 0, n(2 * 2 * 16 * 2 + 2 * 4)),

@@ -19,8 +19,21 @@ def test_the_down_product_reads_its_weights_and_whose_they_are_early(version: st
     up, down = (op for op in launches if module.functions[op.kernel].notes["family"] == "grouped")
     assert "early" not in module.functions[up.kernel].notes  # routing stands in front of it
     early = module.functions[down.kernel].notes["early"]
-    assert set(early) == {i for i, v in enumerate(down.arguments) if v.op is not up}
-    assert len(early) == len(down.arguments) - 1
+    beside = {op for op in launches if op.beside}
+    assert set(early) == {i for i, v in enumerate(down.arguments) if v.op is not up and v.op not in beside}
+    assert {0, 1, 2} - set(early) == {0}  # the rows; the weights and which experts they are of are known
+
+
+@pytest.mark.parametrize("version", ["decode.one", "decode.few", "decode.many"])
+def test_linear_attention_reads_its_state_early(version: str) -> None:
+    module = Program(tiny_spec(), default_pipeline(), "sm_90").lowered
+    launches = [op for op in module.functions[f"{version}.linear_moe"].body.ops if isinstance(op, Launch)]
+    (mixer,) = (op for op in launches if module.functions[op.kernel].notes["family"] == "linear_attention")
+    kernel = module.functions[mixer.kernel]
+    early = [kernel.body.args[i].name for i in kernel.notes["early"]]
+    assert {"state", "slots", "offsets", "query_layernorm", "key_layernorm"} <= set(early)
+    # Rotations are made in front of the layers, beside them, and the rows by the product in front.
+    assert not {"cos", "sin"} & set(early) and 0 not in kernel.notes["early"]
 
 
 def test_a_cpu_s_kernels_read_nothing_early() -> None:
@@ -77,6 +90,58 @@ def test_what_the_launch_in_front_makes_is_waited_for(
     module = parse_module(TEXT.format(lines="\n".join(lines), first=first) + CALLED)
     PassManager(parse_pipeline("early")).run(module, target("sm_90"))
     assert module.functions["second"].notes.get("early") == early
+
+
+MIXER = """module @m level kernel
+symbol N >= 1
+symbol B >= 1
+symbol P >= 1
+
+func @decode(%x: f32[N / B, 1, 4], %o: i32[B + 1], %i: i32[B], %s: state<f32[P; 1, 4, 4]>, %t: f32[1]) with {{entry = "decode"}} {{
+{lines}
+}}
+
+func @rows(%x: f32[N / B, 1, 4]) with {{family = "row"}} {{
+  %1 = exp(%x)
+  return %1
+}}
+
+func @offsets(%o: i32[B + 1]) with {{family = "sort"}} {{
+  %1 = add(%o, %o)
+  return %1
+}}
+
+func @layer(%x: f32[N / B, 1, 4], %o: i32[B + 1], %i: i32[B], %s: state<f32[P; 1, 4, 4]>, %t: f32[1]) {{
+  %y, %r = launch([%x, %x, %x, %t, %s, %i, %o]) {{kernel = "mixer", out = [f32[N / B, 1, 4], state<f32[P; 1, 4, 4]>]}}
+  return %y, %r
+}}
+
+func @mixer(%q: f32[N / B, 1, 4], %k: f32[N / B, 1, 4], %v: f32[N / B, 1, 4], %t: f32[1], %s: state<f32[P; 1, 4, 4]>, %i: i32[B],
+    %o: i32[B + 1]) with {{family = "linear_attention"}} {{
+  %y, %r = linear_attention(%q, %k, %v, %t, %s, %i, %o) {{scale = 1.0}}
+  return %y, %r
+}}
+"""
+ROWS = '  %r = launch([%x]) {kernel = "rows", out = [f32[N / B, 1, 4]]}'
+MIXED = '  %a, %b = call([%r, %o, %i, %s, %t]) {callee = "layer", out = [f32[N / B, 1, 4], state<f32[P; 1, 4, 4]>]}'
+AGAIN = MIXED.replace("%a, %b", "%c, %d").replace("%r", "%a").replace("%s", "%b")
+SUMS = '  %p = launch([%o]) {kernel = "offsets", out = [i32[B + 1]]}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "early"),
+    [
+        ([ROWS, MIXED, "  return %a, %b"], (3, 4, 5, 6)),
+        ([MIXED.replace("%r", "%x"), "  return %a, %b"], None),  # nothing waits between a state's launches of two runs
+        ([ROWS.replace("}", ", beside = true}"), MIXED, "  return %a, %b"], None),
+        ([ROWS, MIXED, AGAIN, "  return %c, %d"], (3, 5, 6)),  # the state is one that this run has written
+        ([ROWS, SUMS, MIXED.replace("%o", "%p"), "  return %a, %b"], (3, 4, 5)),
+    ],
+)
+def test_what_comes_from_outside_the_program_is_there(lines: list[str], early: tuple[int, ...] | None) -> None:
+    module = parse_module(MIXER.format(lines="\n".join(lines)))
+    PassManager(parse_pipeline("early")).run(module, target("sm_90"))
+    assert module.functions["mixer"].notes.get("early") == early
 
 
 def test_a_kernel_reads_early_what_is_early_wherever_it_is_launched() -> None:

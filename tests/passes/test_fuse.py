@@ -193,3 +193,33 @@ def test_a_reshape_between_kernels_is_only_a_view() -> None:
     )
     PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("cpu"))
     assert [op.name for op in module.functions["f"].body.ops] == ["fused", "reshape", "fused"]
+
+
+EXPERTS = """func @f(%h: f32[N, 2, 8], %w: f32[4, 6, 8], %ids: i32[N, 2], %p: f32[N, 2, 1], %s: f32[N, 8], %d: f32[6, 8], %x: f32[N, 6],
+    %n: f32[6]) with {{rows = [{low}, {high}]}} {{
+  %y = gather_matmul(%h, %w, %ids)
+  %each = mul(%y, %p)
+  %sum = sum(%each) {{axes = [1]}}
+  %wide = neg(%sum)
+  %shared = matmul(%s, %d) {{transpose_b = true}}
+  %both = add(%wide, %shared)
+  %next = add(%x, %both)
+  %norm = rms_norm(%next, %n)
+  return %next, %norm
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "product", "behind"),
+    [
+        ((1, 1), ["gather_matmul", "mul", "sum", "neg", "add", "add"], ["rms_norm"]),
+        # Of several rows the shared expert has until the norm's kernel, which adds it.
+        ((2, 16), ["gather_matmul", "mul", "sum", "neg"], ["add", "add", "rms_norm"]),
+    ],
+)
+def test_a_product_adds_up_its_row_s_experts(rows: tuple[int, int], product: list[str], behind: list[str]) -> None:
+    module = parse_module(HEAD + EXPERTS.format(low=rows[0], high=rows[1]))
+    PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("sm_90"))
+    regions = [op for op in module.functions["f"].body.ops if isinstance(op, Fused)]
+    made = {region.family: [op.name for op in region.body.ops] for region in regions}
+    assert made == {"grouped": product, "matmul": ["matmul"], "row": behind}

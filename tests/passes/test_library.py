@@ -169,8 +169,6 @@ def test_a_router_of_many_rows_takes_the_library_for_its_product(rows: tuple[int
 @pytest.mark.parametrize(
     ("text", "rows", "chosen"),
     [
-        (EXPERTS, (1, 1), "triton.gemv"),
-        (EXPERTS, (2, 16), "triton.gemv"),  # few rows share an expert
         (EXPERTS, (17, 64), "triton.grouped"),
         (PLAIN, (2, 16), "triton.matmul"),  # the weight is streamed
         (PLAIN, (17, 64), "torch.library"),  # tiles with few rows reach less of the bandwidth

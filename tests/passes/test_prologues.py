@@ -70,6 +70,8 @@ def offered(text: str, on: str = "cpu") -> tuple[Module, list[Alternatives]]:
     for arg in module.functions["f"].body.args:
         if arg.name == "slots":
             inputs.append(torch.tensor([2, 0], dtype=torch.int32))
+        elif arg.name == "ids":
+            inputs.append(torch.randint(8, (5, 2), generator=generator, dtype=torch.int32))
         elif arg.name == "offsets":
             inputs.append(torch.tensor([0, 2, 5], dtype=torch.int32))
         elif arg.name == "state":
@@ -128,6 +130,41 @@ def test_what_is_not_offered(text: str, old: str, new: str) -> None:
 @pytest.mark.parametrize("on", ["cpu", "sm_90"])
 def test_routing_takes_no_row_work_but_its_own_product(on: str) -> None:
     _, found = offered(ROUTER, on)
+    assert not found
+
+
+LAYER = """func @f(%x: f32[N, 32], %norm: f32[32], %g: f32[24, 32], %w: f32[8, 32], %experts: f32[8, 16, 32], %ids: i32[N, 2])
+    with {rows = [1, 1]} {
+  %n = rms_norm(%x, %norm)
+  %shared = matmul(%n, %g) {transpose_b = true}
+  %logits = matmul(%n, %w) {transpose_b = true}
+  %best, %weights = route(%logits, _) {top_k = 2}
+  %up = gather_matmul(%n, %experts, %ids)
+  return %shared, %best, %weights, %up
+}"""
+
+
+def test_one_row_may_be_made_by_each_that_reads_it() -> None:
+    """The norm in front of the shared expert, the router and the experts; a row's router is a product of its own for that."""
+    module, found = offered(LAYER, "sm_90")
+    readers = [region.family for choice in found for region in choice.ways[1].ops if isinstance(region, Fused)]
+    assert readers == ["matmul", "matmul", "grouped"]
+    left = [op.family for op in module.functions["f"].body.ops if isinstance(op, Fused)]
+    assert left == ["route"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "on"),
+    [
+        ("[1, 1]", "[2, 16]", "sm_90"),
+        ("[1, 1]", "[1, 1]", "cpu"),
+        ("return %shared", "return %n, %shared", "sm_90"),
+        ("%up = gather", "%soft = softmax(%n)\n  %up = gather", "sm_90"),
+    ],
+)
+def test_what_others_read_is_made_once(old: str, new: str, on: str) -> None:
+    text = LAYER.replace(old, new)
+    _, found = offered(text.replace("%weights, %up", "%weights, %up, %soft") if "%soft" in new else text, on)
     assert not found
 
 

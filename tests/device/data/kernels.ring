@@ -104,14 +104,6 @@ func @route(%0: bf16[N / B, 2048], %gate: bf16[256, 2048], %gate_expert_bias: f3
   return %experts, %weights
 }
 
-func @route_sorted(%0: bf16[N / B, 2048], %gate: bf16[256, 2048], %gate_expert_bias: f32[256]) with {family = "route"} {
-  %1 = matmul(%0, %gate) {transpose_b = true, out = f32} : f32[N / B, 256]
-  %experts, %weights = route(%1, %gate_expert_bias) {top_k = 8, groups = 8, keep = 4, factor = 2.5} : i32[N / B, 8], f32[N / B, 8]
-  %2 = reshape(%experts) {shape = [8*N]} : i32[8*N]
-  %3, %4, %5 = sort_by_key(%2) {num_keys = 256} : i32[8*N / 256], i32[257], i32[8*N]
-  return %experts, %weights, %3, %4, %5
-}
-
 func @choose(%0: f32[N / B, 256], %gate_expert_bias: f32[256]) with {family = "route"} {
   %experts, %weights = route(%0, %gate_expert_bias) {top_k = 8, groups = 8, keep = 4, factor = 2.5} : i32[N / B, 8], f32[N / B, 8]
   return %experts, %weights
@@ -136,6 +128,32 @@ func @experts_up(%0: i32[8*N / 256], %1: bf16[N / B, 2048], %experts_all_gate_pr
 func @experts_down(%0: bf16[8*N / 256, 512], %experts_all_down_proj: bf16[256, 2048, 512], %1: i32[257]) with {family = "grouped"} {
   %2 = segment_matmul(%0, %experts_all_down_proj, %1) : bf16[8*N / 256, 2048]
   return %2
+}
+
+func @few_up(%x: bf16[N / B, 2048], %norm: bf16[2048], %experts_all_gate_proj: bf16[256, 512, 2048], %ids: i32[N, 8], %experts_all_up_proj: bf16[256, 512, 2048]) with {family = "grouped"} {
+  %0 = rms_norm(%x, %norm) : bf16[N / B, 2048]
+  %1 = gather_matmul(%0, %experts_all_gate_proj, %ids) : bf16[N, 8, 512]
+  %2 = gather_matmul(%0, %experts_all_up_proj, %ids) : bf16[N, 8, 512]
+  %3 = silu(%1) : bf16[N, 8, 512]
+  %4 = mul(%3, %2) : bf16[N, 8, 512]
+  return %4
+}
+
+func @few_down(%h: bf16[N, 8, 512], %experts_all_down_proj: bf16[256, 2048, 512], %ids: i32[N, 8], %weights: f32[N / B, 8, 1], %shared: bf16[N / B, 2048], %residual: bf16[N / B, 2048]) with {family = "grouped"} {
+  %0 = gather_matmul(%h, %experts_all_down_proj, %ids) : bf16[N, 8, 2048]
+  %1 = cast(%0) {dtype = f32} : f32[N, 8, 2048]
+  %2 = mul(%1, %weights) : f32[N / B, 8, 2048]
+  %3 = sum(%2) {axes = [1]} : f32[N / B, 2048]
+  %4 = cast(%3) {dtype = bf16} : bf16[N / B, 2048]
+  %5 = add(%4, %shared) : bf16[N / B, 2048]
+  %6 = add(%residual, %5) : bf16[N / B, 2048]
+  return %6
+}
+
+func @norm_router(%x: bf16[N / B, 2048], %norm: bf16[2048], %gate: bf16[256, 2048]) with {family = "matmul"} {
+  %0 = rms_norm(%x, %norm) : bf16[N / B, 2048]
+  %1 = matmul(%0, %gate) {transpose_b = true, out = f32} : f32[N / B, 256]
+  return %1
 }
 
 func @combine(%0: bf16[8*N / 256, 2048], %1: i32[8*N], %weights: f32[N / B, 8]) with {family = "row"} {
