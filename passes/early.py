@@ -7,8 +7,9 @@ no launch in front may still be writing it may read before.
   launch in front waits before it lets the next one be placed, all launches before it have ended by then, and what they wrote may be read at
   once. A launch that reads early itself lets the next be placed before it waits; so what any launch of an unbroken row of expert products
   writes is waited for, behind the first of them, which has something else in front and reads nothing early.
-* Linear attention: what comes from outside the program, its state and whose it is. A state was written by the same launch of the run
-  before, and between two runs stands row work (what looks the tokens up), which waits before it lets the next be placed.
+* Linear attention, and a product of one row: what comes from outside the program, a state and whose it is, weights. A state was written by
+  the same launch of the run before, and between two runs stands row work (what looks the tokens up), which waits before it lets the next
+  be placed.
 
 A grid begins with nothing in the first-level caches, and is placed after what it reads early was written.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ringc.ir.core import Block, Module, Op, Value
+from ringc.ir.core import Block, Function, Module, Op, Value
 from ringc.ir.ops.call import Call, Launch
 from ringc.ir.ops.source import Weight
 from ringc.passes.framework import Pass
@@ -26,13 +27,13 @@ from ringc.passes.kernels import host_functions
 from ringc.passes.memory import storage_of
 from ringc.passes.target import Target
 
-EXPERTS, MIXER = "grouped", "linear_attention"
-"""The kernels that read early; those behind which expert products may are themselves."""
+EXPERTS = "grouped"
+"""The kernels that read early behind each other."""
 
 
 @dataclass(frozen=True)
 class Early(Pass):
-    """Note with each expert product and each linear attention the arguments that it may read early, wherever it is launched."""
+    """Note with each kernel that can read early the arguments that it may, wherever it is launched."""
 
     name = "early"
 
@@ -47,18 +48,24 @@ class Early(Pass):
                 if isinstance(op, Call):
                     front = []
                 elif isinstance(op, Launch):
-                    family = "" if op.beside else module.functions[op.kernel].notes["family"]
-                    safe = set()
-                    if family == EXPERTS:
-                        safe = _written_before(front, op)
-                    elif family == MIXER:
+                    kernel, safe = module.functions[op.kernel], set()
+                    if kernel.notes["family"] == EXPERTS:
+                        safe = set() if op.beside else _written_before(front, op)
+                    elif _reads_early(kernel):
                         safe = {i for i, value in enumerate(op.arguments) if outside.has(value, function.body)}
                     found[op.kernel] = found.get(op.kernel, safe) & safe
                     if not op.beside:
-                        front = [*front, op] if family == EXPERTS else []
+                        front = [*front, op] if kernel.notes["family"] == EXPERTS else []
         for name, arguments in found.items():
             if arguments:
                 module.functions[name].notes["early"] = tuple(sorted(arguments))
+
+
+def _reads_early(kernel: Function) -> bool:
+    """Whether a kernel's template reads what it is given from outside in front of its wait."""
+    return kernel.notes["family"] == "linear_attention" or kernel.notes.get("implementation", "").startswith(
+        "triton.gemv"
+    )
 
 
 def _written_before(front: Sequence[Launch], launch: Launch) -> set[int]:

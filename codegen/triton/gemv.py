@@ -22,7 +22,7 @@ from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Cut, Index, NeedsAxis, Tiles, power_of_two
 from ringc.codegen.triton.jobs import Job, jobs_text
 from ringc.codegen.triton.overlap import READ_EARLY, READ_LATE
-from ringc.codegen.triton.regions import Reader, loads_first, viewed
+from ringc.codegen.triton.regions import Reader, loads_first, parted_loads, viewed
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
@@ -45,14 +45,17 @@ PROGRAM = 16 << 10
 PROGRAMS = 512
 """Programs wanted at least, about four to a processor."""
 
-EXPERT = 8 << 10
-"""Bytes of weights that a program reads of experts: there are programs enough, and each costs its start.
+EXPERT, EXPERTS = 16 << 10, 8 << 10
+"""Bytes of weights that a program reads of one expert, and of all experts of a row together: it holds the rows beside them.
 
-H100, ring-mini's down product, us by bytes: of 16 tokens 89 with 4 KiB, 84 with 8, 85 with 16, 93 with 32; of one 12.9, 13.2, 13.5, 15.5.
+H100, ten layers of ring-mini by (columns, warps) of the up and of the down product, us of a step of one sequence and of 16: (2, 2), (1, 1)
+698 and 2620; (1, 1), (1, 1) 706 and 2585; (1, 1), (4, 2) 710 and 2641; (2, 1), (1, 1) 712 and 2620; (1, 1), (1, 2) 717 and 2655. Sums over
+several warps wait for each other, eight times in the down product.
 """
 
 WARP = 4 << 10
-"""Bytes of weights that a warp reads: eight loads of 16 bytes in each thread. Twice as many with row work in front, which all programs do.
+"""Bytes of weights that a warp reads: eight loads of 16 bytes in each thread. Twice as many with row work in front, which all programs do,
+and of experts.
 
 Medians of an H100 for one row of ring-mini, cold weights, launches overlapping, against `triton.matmul` in us: 2048 -> 8192 12.6 (13.3),
 SwiGLU of 512 2.9 (8.4), 512 -> 2048 1.8 (3.4), a gate and 2048 -> 2048 5.4 (8.8), a norm and SwiGLU of 5120 15.8 (18.1), 8 experts' up and
@@ -105,7 +108,7 @@ def emit(kernel: Kernel) -> str:
     front = any(isinstance(op, MatMul | GatherMatMul) and _is_made(op.inputs()[0]) for op in region.ops)
     choices = Choices.of(body, weights[0])
     each = inner * size * len(weights) * (choices.together if choices else 1)
-    shape = _shape(kernel, columns, each, experts=choices is not None, front=front)
+    shape = _shape(kernel, columns, each, choices, front=front)
     early = frozenset(kernel.function.notes.get("early", ()))
     write = partial(_body, body, weights, tensors, shape, choices, early)
     # A row's experts one by one: along a tile axis, each thread would hold what says which they are for each of its elements.
@@ -147,11 +150,14 @@ def _check(kernel: Kernel, region: Block) -> None:
             raise CodegenError(f"@{kernel.name}: '{op.name}' behind the product isn't pointwise")
 
 
-def _shape(kernel: Kernel, columns: int, each: int, *, experts: bool, front: bool) -> Programs:
+def _shape(kernel: Kernel, columns: int, each: int, choices: Choices | None, *, front: bool) -> Programs:
     """From the number of the weights' rows, the bytes of each, whether they are experts', and whether there is row work in front."""
-    most = max(1, min(columns, EXPERT // each) if experts else min(4, PROGRAM // each, columns // PROGRAMS))
-    block = power_of_two(most + 1) // 2
-    warps = max(1, min(8, power_of_two(-(-block * each // (2 * WARP if front else WARP)))))
+    if choices is None:
+        most = min(4, PROGRAM // each, columns // PROGRAMS)
+    else:
+        most = min(columns, (EXPERTS if choices.summed else EXPERT) // each)
+    block = power_of_two(max(1, most) + 1) // 2
+    warps = max(1, min(8, power_of_two(-(-block * each // (WARP if choices is None and not front else 2 * WARP)))))
     given = kernel.implementation
     return Programs(int(given.get("columns", block)), int(given.get("warps", warps)))
 
@@ -212,15 +218,21 @@ def _body(
         t.line(READ_LATE)
     for weight in weights:
         _ask(reader, weight, made, column, choices)
-    if known:
-        t.line(READ_EARLY)
     lines = t.scopes[0].lines
     asked = len(lines)
     for value, pointer in zip(body.outputs, tensors.outputs, strict=True):
         assert isinstance(value.type, TensorType)
         at = (*made, column)
         t.store(pointer, value.type.dtype, at, value.shape, t.tile(reader.read(value, at)))
-    lines[asked:] = loads_first(lines[asked:])
+    rest = lines[asked:]
+    if known:
+        # Beside its weights those of norms, say, which come from memory, too.
+        there = "|".join(name for i, name in enumerate(tensors.arguments) if i in early)
+        given, rest = parted_loads(rest, there) if there else ([], rest)
+        rest = [*given, READ_EARLY, *loads_first(rest)]
+    else:
+        rest = loads_first(rest)
+    lines[asked:] = rest
     return t, symbols
 
 

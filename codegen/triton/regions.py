@@ -400,17 +400,23 @@ def chunks(t: Tiles, slot: int, extent: int) -> Loop:
 
 def loads_first(lines: Sequence[str | Scope]) -> list[str | Scope]:
     """The lines with loads in front: a sum over a row waits for all warps, and would hold up the loads behind it."""
-    early: list[str | Scope] = []
-    late: list[str | Scope] = []
-    made_late: set[str] = set()
+    loads, others = parted_loads(lines, r"\w+")
+    return [*loads, *others]
+
+
+def parted_loads(lines: Sequence[str | Scope], pointers: str) -> tuple[list[str | Scope], list[str | Scope]]:
+    """The loads among lines from tensors of such names (a pattern) that wait for none of the other lines; and those."""
+    loads: list[str | Scope] = []
+    others: list[str | Scope] = []
+    made: set[str] = set()
     for line in lines:
         name, _, text = line.partition(" = ") if isinstance(line, str) else ("", "", "")
-        if text.startswith("tl.load(") and made_late.isdisjoint(re.findall(r"\w+", text)):
-            early.append(line)
+        if re.match(rf"tl\.load\((?:{pointers})\b", text) and made.isdisjoint(re.findall(r"\w+", text)):
+            loads.append(line)
         else:
-            late.append(line)
-            made_late.add(name)
-    return [*early, *late]
+            others.append(line)
+            made.add(name)
+    return loads, others
 
 
 def viewed(value: Value) -> Value | None:
