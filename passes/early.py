@@ -63,9 +63,8 @@ class Early(Pass):
 
 def _reads_early(kernel: Function) -> bool:
     """Whether a kernel's template reads what it is given from outside in front of its wait."""
-    return kernel.notes["family"] == "linear_attention" or kernel.notes.get("implementation", "").startswith(
-        "triton.gemv"
-    )
+    family, implementation = str(kernel.notes["family"]), str(kernel.notes.get("implementation", ""))
+    return family == "linear_attention" or implementation.startswith("triton.gemv")
 
 
 def _written_before(front: Sequence[Launch], launch: Launch) -> set[int]:
