@@ -1,4 +1,4 @@
-"""A layer's experts in a decode step on a GPU: everything from the router to the next norm, as it stands in the program, beside a peer.
+"""A layer's experts in a decode step on a GPU: everything from the router on, with a norm, as it stands in the program, beside a peer.
 
     RINGC_PEERS=FOLDER python -m benchmarks.moe_layer ARTIFACT [--batches 1,16,64,256] [--write]
 

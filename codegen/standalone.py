@@ -26,7 +26,7 @@ from ringc.codegen.check import call_tensors, check_kernel
 from ringc.codegen.inputs import REDUCED, random_inputs, sizes_for
 from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.errors import CodegenError, Place, RingcError, UsageError
-from ringc.ir.ops.products import SegmentMatMul
+from ringc.ir.ops.products import ExpertProduct
 from ringc.ir.symbols import symbols_of
 from ringc.ir.text_parse import parse_module
 from ringc.ir.types import DType, StateType
@@ -103,7 +103,7 @@ def _run_interpreted(path: Path, arguments: Sequence[str]) -> bool:
         copy = Path(folder) / path.name
         copy.write_text(in_f32(path.read_text(encoding="utf-8")), encoding="utf-8")
         kernel = kernel_of_file(copy)
-        many = any(isinstance(op, SegmentMatMul) for op in kernel.function.body.walk())
+        many = any(isinstance(op, ExpertProduct) for op in kernel.function.body.walk())
         sizes = _sizes(kernel, arguments, {**REDUCED, "N": FEW_TOKENS} if many else REDUCED)
         right = _check(kernel, lambda *tensors: times.append(worker.run(copy, *tensors)), sizes, "cpu")
     sys.stdout.write(f"{times[-1]:.3g} s in Triton's interpreter, in f32: there is no GPU here\n")

@@ -78,18 +78,25 @@ def _is_late(op: Op | None, front: Sequence[Launch]) -> bool:
 
 
 class _Outside:
-    """Which values are weights, or come from outside the program wherever a function is called."""
+    """Which values are weights, or come from outside the program wherever a function is called.
+
+    Of a program that doesn't begin with row work nothing is known: its first launch is the one that waits for all that was before it.
+    """
 
     def __init__(self, module: Module) -> None:
         self.calls: dict[Block, list[tuple[Block, Call]]] = {}
         self.entries: set[Block] = set()
         for function in host_functions(module):
-            for op in function.body.ops:
+            line = [
+                op for op in function.body.ops if isinstance(op, Call) or (isinstance(op, Launch) and not op.beside)
+            ]
+            for op in line:
                 if isinstance(op, Call):
                     self.calls.setdefault(module.functions[op.callee].body, []).append((function.body, op))
-                elif "entry" in function.notes and isinstance(op, Launch) and not op.beside:
-                    rows = module.functions[op.kernel].notes["family"] == "row"
-                    self.entries |= {function.body} if rows else set()
+            first = line[0] if line else None
+            if "entry" in function.notes and isinstance(first, Launch):
+                rows = module.functions[first.kernel].notes["family"] == "row"
+                self.entries |= {function.body} if rows else set()
 
     def has(self, value: Value, body: Block) -> bool:
         """Whether a value of a function's body is one of these."""

@@ -204,9 +204,9 @@ class _Fuser:
         Behind the sum over experts that is the rest of the layer for one row, whose next norm its readers make. Of several rows it is left
         to the norm's kernel, so that the shared expert has until then.
         """
-        if isinstance(user, Sum):
-            return user.axes == (1,) and not user.keep and isinstance(region.anchors[0], GatherMatMul)
         summed = any(isinstance(op, Sum) for op in region.ops)
+        if isinstance(user, Sum):
+            return user.axes == (1,) and not (user.keep or summed) and isinstance(region.anchors[0], GatherMatMul)
         alone = self.one_row or not summed or len(user.inputs()) == 1
         return isinstance(user, Elementwise) and user.pointwise and user.result.shape == shape and alone
 
@@ -240,14 +240,14 @@ class _Fuser:
         return all(set(v.uses) == {user} for v in leaving if user in v.uses)
 
     def take_loads(self) -> None:
-        """What is cheap to make again while loading: the gather of an expert product's rows, the router's product, a reshape of keys."""
+        """What is cheap to make again while loading: the gather of an expert product's rows, the router's product."""
         for region in self.regions:
             anchor = region.anchors[0]
             first = anchor.inputs()[0].op
             if first is None or first.block is not self.body:
                 continue
             match region.family, first:
-                case "grouped", Gather():
+                case "grouped", Gather() if isinstance(anchor, SegmentMatMul):
                     self.take(region, first)
                     self.take(region, first.ids.op)
                 # One row's product is a kernel that makes the norm in front of it, too.

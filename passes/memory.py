@@ -64,16 +64,13 @@ def joins(module: Module, body: Block) -> dict[Op, int]:
 
 
 def _before_early(module: Module, ops: Sequence[Op], at: int, after: int) -> int:
-    """The place of the launch in front, as long as the one at a place reads early; behind `after`."""
-    while at < len(ops):
-        op = ops[at]
-        if not isinstance(op, Launch) or "early" not in module.functions[op.kernel].notes:
-            break
-        front = max((i for i in range(after + 1, at) if not isinstance(ops[i], Reshape)), default=None)
-        if front is None or not isinstance(ops[front], Launch):
-            break
-        at = front
-    return at
+    """The place of the launch in front of the one at a place, if that one reads early; no further, and behind `after`."""
+    reader = ops[at] if at < len(ops) else None
+    if not isinstance(reader, Launch) or "early" not in module.functions[reader.kernel].notes:
+        return at
+    front = max((i for i in range(after + 1, at) if not isinstance(ops[i], Reshape)), default=at)
+    op = ops[front]
+    return front if isinstance(op, Launch) and not op.beside else at
 
 
 def _readers(value: Value) -> list[Op]:

@@ -26,6 +26,7 @@ def default_pipeline(record: Record | None = None) -> list[Pass]:
         "prologues",  # row work in front of few rows: in the kernel that reads it, or apart
         "library",  # a fusion that competes with a library call stands beside it: never below the library
         "select",  # among alternatives and configurations, by the tuning record, else by the cost model
+        "cse",  # a row's norm that several readers left apart after all is made once
         "layout",  # what was selected decides how the weights are stored: written as the `prepare` function
         "kernels",  # equal regions become one kernel
         "beside",  # what is off the critical path: known now, as kernels have their predicted times

@@ -35,6 +35,10 @@ class Unrotated(Pass):
             return  # a CPU's kernel makes row work in front once, in memory: there is no launch to save
         for entry in [f for f in module.functions.values() if "entry" in f.notes and f.notes.get("rows") == (1, 1)]:
             callees = dict.fromkeys(op.callee for op in entry.body.ops if isinstance(op, Call))
+            others = [f for f in module.functions.values() if f is not entry]
+            assert not any(isinstance(op, Call) and op.callee in callees for f in others for op in f.body.ops), (
+                "not copies"
+            )
             for name in callees:
                 _hoist(entry.body, module.functions[name])
             for name in callees:
@@ -60,7 +64,7 @@ def _hoist(entry: Block, callee: Function) -> None:
             build = Builder(entry, before=behind[0] if behind else None, scope=call.scope)
             again = build(RmsNorm(call.results[made], call.arguments[weight], norm.eps), call.results[i].name)
             entry.replace_uses(call.results[i], again)
-        body.set_outputs(v for v in body.outputs if v is not value)
+        body.set_outputs(v for j, v in enumerate(body.outputs) if j != i)
         drop_unused(body, [norm])
         _call_again(entry, callee, left_out={i})
 

@@ -76,35 +76,35 @@ class _Order:
     def follow(self) -> None:
         """Find all that depends on the order, up to where it is undone."""
         order, offsets, places = self.sort.results
-        inside = {order, offsets}
+        inside, rows = {order, offsets}, set[Value]()
         for op in self.body.ops:
             if places in op.inputs():
-                need(isinstance(op, Gather) and op.ids is places and op.x in inside, "not out of the order")
+                need(isinstance(op, Gather) and op.ids is places and op.x in rows, "not rows out of the order")
                 assert isinstance(op, Gather)
                 self.back.append(op)
             elif not inside.isdisjoint(op.inputs()):
-                self.check(op, inside)
+                self.check(op, inside, rows)
                 self.ordered[op] = None
                 inside.update(op.results)
+                rows.update(() if isinstance(op, FloorDiv) else op.results)
         need(not inside.intersection(self.body.outputs) and places not in self.body.outputs, "the order leaves")
 
-    def check(self, op: Op, inside: set[Value]) -> None:
-        """Raise `NoMatch` unless an operation does the same to each row wherever that stands."""
+    def check(self, op: Op, inside: set[Value], rows: set[Value]) -> None:
+        """Raise `NoMatch` unless an operation does the same to each row wherever that stands; `rows` are those in the order."""
         order, offsets, _ = self.sort.results
         match op:
             case FloorDiv():
                 need(op.a is order and number(op.b) == self.choices.shape[1], "not a choice's row")
                 need(all(isinstance(u, Gather) and u.ids is op.result for u in op.result.uses), "not a gather of rows")
             case Gather():
-                row = op.ids.op
-                need(isinstance(row, FloorDiv) and op.x not in inside, "not a gather of rows")
+                need(isinstance(op.ids.op, FloorDiv) and op.x not in inside, "not a gather of rows")
                 need(op.x.tensor.rank == 2 and op.x.shape[0] == self.choices.shape[0], "not one row for each")
                 need(all(isinstance(u, SegmentMatMul) and u.x is op.result for u in op.result.uses), "not for products")
             case SegmentMatMul():
-                need(op.offsets is offsets and op.x in inside, "not of these segments")
-            case Elementwise() if op.pointwise and order not in op.inputs():
-                scalar = (v for v in op.inputs() if v not in inside)
-                need(all(isinstance(v.op, Constant) and not v.shape for v in scalar), "of other rows, too")
+                need(op.offsets is offsets and op.x in rows, "not of these segments")
+            case Elementwise() if op.pointwise:
+                others = (v for v in op.inputs() if v not in rows)
+                need(all(isinstance(v.op, Constant) and not v.shape for v in others), "of other rows, too")
             case _:
                 need(False, "not row by row")
 

@@ -86,7 +86,7 @@ def kernel_work(entry: Mapping[str, Any], run: Run, experts: int | None = None) 
 
 @cache
 def _with_experts(text: str, experts: int | None) -> Dim:
-    """A count of bytes with the number of experts put in for what `SegmentMatMul.bytes` takes at most, `min(rows, experts)`."""
+    """A count of bytes with the number of experts put in for what experts' products count at most, `min(rows, experts)`."""
     counted = parse_dim(text)
     if experts is None or isinstance(counted, int):
         return counted

@@ -145,7 +145,9 @@ def _check(kernel: Kernel, region: Block) -> None:
         raise CodegenError(f"@{kernel.name}: {refused}", help="leave what stands in front to a row kernel")
     front = in_front(region, anchors[0].inputs()[0])
     for op in region.ops:
-        sums = isinstance(op, Sum) and op.axes == (1,) and isinstance(anchors[0], GatherMatMul)
+        sums = (
+            isinstance(op, Sum) and op.axes == (1,) and op.x.tensor.rank == 3 and isinstance(anchors[0], GatherMatMul)
+        )
         if op not in front and op not in anchors and not sums and not (isinstance(op, Elementwise) and op.pointwise):
             raise CodegenError(f"@{kernel.name}: '{op.name}' behind the product isn't pointwise")
 

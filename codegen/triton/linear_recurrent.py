@@ -213,8 +213,8 @@ def _lines(op: LinearAttention, tensors: Tensors, pointers: Mapping[Value, str],
         ]
     t.line(f"tl.store(state_at, s{held})")
     # Its state is on its way while the launch in front ends, if nothing of what is read here is that one's.
-    first, early = t.scopes[0].lines, tensors.kernel.function.notes.get("early", ())
-    if all(i in early or not _reads(first, name) for i, name in enumerate(tensors.arguments)):
+    first, early = t.scopes[0].lines, {tensors.arguments[i] for i in tensors.kernel.function.notes.get("early", ())}
+    if {pointers[op.state], *(name for name in tensors.arguments if _reads(first, name))} <= early:
         first.insert(next(i for i, line in enumerate(first) if isinstance(line, Scope)), READ_EARLY)
     return t.scopes[0]
 

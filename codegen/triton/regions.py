@@ -405,7 +405,10 @@ def loads_first(lines: Sequence[str | Scope]) -> list[str | Scope]:
 
 
 def parted_loads(lines: Sequence[str | Scope], pointers: str) -> tuple[list[str | Scope], list[str | Scope]]:
-    """The loads among lines from tensors of such names (a pattern) that wait for none of the other lines; and those."""
+    """The loads among lines from tensors of such names (a pattern) that wait for none of the other lines; and those.
+
+    A line makes a value, under a name that no other line gives to another: what a loop changes was made before it.
+    """
     loads: list[str | Scope] = []
     others: list[str | Scope] = []
     made: set[str] = set()

@@ -249,6 +249,20 @@ def test_experts(interpreter: InterpreterWorker, tmp_path: Path, name: str, rows
     check(interpreter, tmp_path, made, random_inputs(made.function, {"N": rows, "B": rows}))
 
 
+def test_what_the_kernel_in_front_makes_is_read_behind_the_wait() -> None:
+    """All that is given early stands in front of it, norms' weights as well, and nothing else."""
+    made = kernel(MINI["norm"], TEMPLATE)
+    made.function.notes["early"] = (1, 2)
+    front, _, behind = emit(made, target("sm_90")).text.partition(WAIT)
+    assert "tl.load(w +" in front and "tl.load(weight +" in front
+    assert "tl.load(x +" in behind and "tl.load(x +" not in front
+    made = kernel(MINI["experts_down"], TEMPLATE)
+    made.function.notes["early"] = (1, 2, 3)
+    front, _, behind = emit(made, target("sm_90")).text.partition(WAIT)
+    assert [front.count(f"tl.load({name} +") for name in ("h", "w", "ids", "weights", "r")] == [0, 8, 8, 8, 0]
+    assert [behind.count(f"tl.load({name} +") for name in ("h", "w", "ids", "weights", "r")] == [8, 0, 0, 0, 1]
+
+
 def test_rows_of_a_column_follow_each_other() -> None:
     """What several rows name is read from memory once, while it is in the second-level cache."""
     text = emit(kernel(EXPERTS["down"], TEMPLATE)).text

@@ -16,7 +16,9 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
+from ringc.codegen.triton.overlap import WAIT
 from ringc.errors import CodegenError
+from ringc.passes.target import target
 from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of, run
 
 RECURRENT = "triton.linear_recurrent"
@@ -245,6 +247,16 @@ RING_MINI = wide(16, 128, 32, dtype="bf16").kernel(dtype="bf16", scale=128**-0.5
 
 def test_golden() -> None:
     check_golden("triton_linear_front", emit(RING_MINI).text)
+
+
+@pytest.mark.parametrize("late", ["", "state", "slots", "offsets", "slopes"])
+def test_the_state_is_read_in_front_of_the_wait_if_nothing_read_there_is_late(late: str) -> None:
+    made = wide(16, 128, 32, dtype="bf16").kernel(dtype="bf16", scale=128**-0.5)
+    args = [arg.name for arg in made.function.body.args]
+    made.function.notes["early"] = tuple(i for i, name in enumerate(args) if i and name not in ("cos", "sin", late))
+    front, _, behind = emit(made, target("sm_90")).text.partition("def recurrent(")[2].partition(WAIT)
+    assert ("tl.load(state_at" in front) == (not late)
+    assert "for token in range(first, end):" in behind and f"tl.load({args[0]} +" not in front
 
 
 def test_nothing_spills_at_ring_mini_sizes() -> None:

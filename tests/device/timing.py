@@ -257,6 +257,8 @@ def main() -> None:
     for n in (1, 16):
         for function in ("norm", "combine", "combine_norm"):
             row(f"{function} T={n}", "ringc row", partial(ours, function, "triton.row", one | {"N": n}))
+        for function in ("few_up", "few_down"):
+            row(f"{function} T={n}", "ringc gemv", partial(ours, function, "triton.gemv", one | {"N": n}))
     for function in ("norm", "split_norm_rope", "gate", "combine", "combine_norm", "swiglu", "experts_down"):
         family = {"swiglu": "matmul", "experts_down": "grouped"}.get(function, "row")
         row(f"{function} T=8192", f"ringc {family}", partial(ours, function, f"triton.{family}", one | {"N": 8192}))

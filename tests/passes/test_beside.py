@@ -74,6 +74,41 @@ def test_a_cpu_s_program_has_none() -> None:
     assert not any(joins(lowered, f.body) for f in lowered.functions.values())
 
 
+EARLY = """module @m level kernel
+symbol N >= 1
+
+func @f(%x: f32[N, 8]) {
+  %r = launch([%x, %x]) {kernel = "late", out = [f32[N, 8]]}
+  %a = launch([%r, %r]) {kernel = "late", out = [f32[N, 8]], beside = true}
+  %m = launch([%r, %r]) {kernel = "early", out = [f32[N, 8]]}
+  %n = launch([%m, %m]) {kernel = "early", out = [f32[N, 8]]}
+  %y = launch([%n, %a]) {kernel = "early", out = [f32[N, 8]]}
+  %b = launch([%y, %y]) {kernel = "late", out = [f32[N, 8]], beside = true}
+  %z = launch([%y, %b]) {kernel = "early", out = [f32[N, 8]]}
+  return %z
+}
+
+func @late(%x: f32[N, 8], %y: f32[N, 8]) with {family = "row"} {
+  %1 = add(%x, %y)
+  return %1
+}
+
+func @early(%x: f32[N, 8], %y: f32[N, 8]) with {family = "grouped", early = [1]} {
+  %1 = mul(%x, %y)
+  return %1
+}
+"""
+
+
+def test_a_join_moves_in_front_of_one_launch_and_of_none_that_runs_beside() -> None:
+    """Further, the launches in between would wait for what was to run beside them."""
+    module = parse_module(EARLY)
+    first, second = joins(module, module.functions["f"].body).values()
+    assert (first, second) == (3, 6)
+    module.functions["early"].notes.pop("early")
+    assert list(joins(module, module.functions["f"].body).values()) == [4, 6]
+
+
 SECONDS = 'with {family = "row", seconds = "%s"}'
 LINE = f"""module @m level kernel
 symbol N >= 1

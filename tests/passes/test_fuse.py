@@ -223,3 +223,25 @@ def test_a_product_adds_up_its_row_s_experts(rows: tuple[int, int], product: lis
     regions = [op for op in module.functions["f"].body.ops if isinstance(op, Fused)]
     made = {region.family: [op.name for op in region.body.ops] for region in regions}
     assert made == {"grouped": product, "matmul": ["matmul"], "row": behind}
+
+
+def test_a_product_adds_up_its_row_s_experts_and_no_more() -> None:
+    again = "  %all = sum(%sum) {axes = [1], keep = true}\n  %wide = neg(%sum)"
+    text = EXPERTS.format(low=1, high=1).replace("  %wide = neg(%sum)", again)
+    module = parse_module(HEAD + text.replace("return %next, %norm", "return %next, %norm, %all"))
+    PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("sm_90"))
+    (product,) = (op for op in module.functions["f"].body.ops if isinstance(op, Fused) and op.family == "grouped")
+    assert [op.name for op in product.body.ops].count("sum") == 1
+
+
+def test_rows_are_not_gathered_in_front_of_weights_that_are_named() -> None:
+    module = parse_module(
+        HEAD
+        + """func @f(%t: f32[9, 8], %r: i32[N, 2], %w: f32[4, 6, 8], %ids: i32[N, 2]) with {rows = [2, 16]} {
+      %x = gather(%t, %r)
+      %y = gather_matmul(%x, %w, %ids)
+      return %y
+    }"""
+    )
+    PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("sm_90"))
+    assert families([op for op in module.functions["f"].body.ops if isinstance(op, Fused)]) == ["row", "grouped"]

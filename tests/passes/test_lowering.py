@@ -28,7 +28,20 @@ def program() -> Program:
     return Program(tiny_spec(), default_pipeline())
 
 
-@pytest.mark.parametrize("entry", ["prefill.short", "prefill.long", "decode.one", "decode.few", "decode.many"])
+ENTRIES = ["prefill.short", "prefill.long", "decode.one", "decode.few", "decode.many"]
+
+
+@pytest.fixture(scope="module")
+def on_a_gpu() -> Program:
+    return Program(tiny_spec(), default_pipeline(), "sm_90")
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_version_for_a_gpu_means_what_the_graph_means(on_a_gpu: Program, entry: str) -> None:
+    test_every_version_means_what_the_graph_means(on_a_gpu, entry)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_every_version_means_what_the_graph_means(program: Program, entry: str) -> None:
     inputs = inputs_of(program, entry.split(".", maxsplit=1)[0], seed=3)
     wanted = program.run_graph(entry.split(".", maxsplit=1)[0], inputs)

@@ -79,9 +79,15 @@ def test_many_rows_and_other_devices_keep_the_order(rows: tuple[int, int], on: s
 
 LEAVES = EXPERTS.replace("return %sum", "return %sum, %h")
 OTHER_KEYS = EXPERTS.replace("  %keys = reshape(%ids) {shape = [3*N]}\n", "").replace(
-    "%ids: i32[N, 3]", "%keys: i32[N]"
+    "%ids: i32[N, 3]", "%keys: i32[3*N]"
 )
 OTHER_ROWS = EXPERTS.replace("value = [3]", "value = [1]")
+ORDER_BACK = EXPERTS.replace("return %sum", "return %sum, %again").replace(
+    "  %back =", "  %again = gather(%order, %places)\n  %back ="
+)
+OFFSETS_TOO = EXPERTS.replace("return %sum", "return %sum, %again").replace(
+    "  %back =", "  %wide = cast(%offsets) {dtype = f32}\n  %again = gather(%wide, %places)\n  %back ="
+)
 BESIDE = EXPERTS.replace("mul(%s, %b)", "mul(%s, %q)").replace("%d: f32", "%q: f32[3*N / 5, 8], %d: f32")
 ADDED_UP = EXPERTS.replace(
     "  %y = segment_matmul(%h,", "  %t = sum(%h) {axes = [0]}\n  %h2 = mul(%h, %t)\n  %y = segment_matmul(%h2,"
@@ -91,9 +97,19 @@ READ_AGAIN = EXPERTS.replace(
 )
 
 
-@pytest.mark.parametrize(
-    "text", [LEAVES, ADDED_UP, READ_AGAIN, BESIDE], ids=["leaves", "added up", "read again", "beside"]
-)
+KEPT = {
+    "keys are no choices": OTHER_KEYS,
+    "another divisor": OTHER_ROWS,
+    "the order itself comes back": ORDER_BACK,
+    "offsets come back": OFFSETS_TOO,
+    "rows leave": LEAVES,
+    "rows are added up": ADDED_UP,
+    "tokens' rows are read again": READ_AGAIN,
+    "other rows in the order": BESIDE,
+}
+
+
+@pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
 def test_what_depends_on_the_order_keeps_it(text: str) -> None:
     module = parse_module(HEAD + text)
     module.functions["f"].notes["rows"] = (1, 16)
