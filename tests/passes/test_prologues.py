@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from ringc.ir.interpret import run
 from ringc.ir.ops.call import Alternatives, Fused
 from ringc.ir.text_parse import parse_module
 from ringc.passes.framework import PassManager, verify_each
-from ringc.passes.pipeline import parse_pipeline
+from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.target import target
 
 HEAD = "module @m level fused\nsymbol B >= 1\nsymbol N >= 1\nsymbol P >= 1\n\n"
@@ -151,6 +153,17 @@ def test_one_row_may_be_made_by_each_that_reads_it() -> None:
     assert readers == ["matmul", "matmul", "grouped"]
     left = [op.family for op in module.functions["f"].body.ops if isinstance(op, Fused)]
     assert left == ["route"]
+
+
+def test_a_row_that_its_readers_leave_apart_is_made_once() -> None:
+    """Each is priced by itself; where launches cost nothing, none of them makes the norm."""
+    module = parse_module(HEAD + LAYER.replace("f32[", "bf16[").replace("ids: bf16", "ids: i32"))
+    free = replace(target("sm_90"), launch=1e-9)
+    passes = default_pipeline()
+    names = [step.name for step in passes]
+    PassManager(passes[names.index("fuse") : names.index("layout")], [verify_each]).run(module, free)
+    families = [op.family for op in module.functions["f"].body.ops if isinstance(op, Fused)]
+    assert sorted(families) == ["grouped", "matmul", "matmul", "route", "row"]
 
 
 @pytest.mark.parametrize(
