@@ -372,6 +372,13 @@ func @not_choices(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3]) {
         (BEHIND, "'max' behind the product isn't pointwise"),
         (OTHER, "one left operand"),
         (NOT_CHOICES, "'sum' behind the product isn't pointwise"),
+        (
+            NOT_CHOICES.replace("[2]", "[1]")
+            .replace("%1 : f32[N, 3]", "")
+            .replace("f32[N, 3]\n", "f32[N, 24]\n")
+            .replace("return %1", "%2 = sum(%1) {axes = [1]} : f32[N]\n  return %2"),
+            "'sum' behind the product isn't pointwise",
+        ),
     ],
 )
 def test_what_cant_be_made_piece_by_piece_is_refused(text: str, said: str) -> None:

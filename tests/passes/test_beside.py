@@ -105,6 +105,11 @@ def test_a_join_moves_in_front_of_one_launch_and_of_none_that_runs_beside() -> N
     module = parse_module(EARLY)
     first, second = joins(module, module.functions["f"].body).values()
     assert (first, second) == (3, 6)
+    body = module.functions["f"].body
+    middle = next(op for op in body.ops if isinstance(op, Launch) and op.results[0].name == "n")
+    middle.beside = True  # another branch stands in front of the reader
+    assert next(iter(joins(module, body).values())) == 4
+    middle.beside = False
     module.functions["early"].notes.pop("early")
     assert list(joins(module, module.functions["f"].body).values()) == [4, 6]
 

@@ -135,6 +135,10 @@ SUMS = '  %p = launch([%o]) {kernel = "offsets", out = [i32[B + 1]]}'
         ([MIXED.replace("%r", "%x"), "  return %a, %b"], None),  # nothing waits between a state's launches of two runs
         ([ROWS.replace("}", ", beside = true}"), MIXED, "  return %a, %b"], None),
         ([MIXED.replace("%r", "%x"), ROWS, "  return %a, %b, %r"], None),  # nor in front of the first of a run
+        (
+            [SUMS, MIXED.replace("%r", "%x"), "  return %a, %b, %p"],
+            None,
+        ),  # what may read early itself waits for nothing
         ([ROWS, MIXED, AGAIN, "  return %c, %d"], (3, 5, 6)),  # the state is one that this run has written
         ([ROWS, SUMS, MIXED.replace("%o", "%p"), "  return %a, %b"], (3, 4, 5)),
     ],

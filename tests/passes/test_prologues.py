@@ -155,6 +155,13 @@ def test_one_row_may_be_made_by_each_that_reads_it() -> None:
     assert left == ["route"]
 
 
+@pytest.mark.parametrize(("on", "choices"), [("sm_90", 2), ("cpu", 0)])
+def test_a_cpu_s_row_is_made_once_for_several_products(on: str, choices: int) -> None:
+    text = LAYER.partition("  %logits")[0].replace("%experts: f32[8, 16, 32], %ids: i32[N, 2]", "%u: f32[24, 32]")
+    _, found = offered(text + "  %other = matmul(%n, %w) {transpose_b = true}\n  return %shared, %other\n}", on)
+    assert len(found) == choices
+
+
 def test_a_row_that_its_readers_leave_apart_is_made_once() -> None:
     """Each is priced by itself; where launches cost nothing, none of them makes the norm."""
     module = parse_module(HEAD + LAYER.replace("f32[", "bf16[").replace("ids: bf16", "ids: i32"))
