@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from ringc.passes.schedules.crossovers import Crossover, crossovers, cuts
 from ringc.passes.schedules.linear_attention import SAFE_EXPONENT, Problem, forms, segments, switch_length
 from ringc.passes.schedules.model import N, at, crossover
 from ringc.passes.schedules.predict import predicted_seconds, seconds_at
+from ringc.passes.schedules.products import touched_bytes
 from ringc.passes.schedules.ranges import schedule_of
 from ringc.passes.target import TARGETS, target
 from tests.passes.support_model import Program, launched, tiny_spec
@@ -340,3 +342,22 @@ def test_on_a_gpu_a_product_refuses_what_it_cant_make() -> None:
     (body,) = bodies(COLUMN_SUMS)
     (found,) = candidates("matmul", body, (1, 1), target("sm_90"))
     assert "'sum'" in found.illegal
+
+
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_rows_that_name_their_experts_touch_as_many_as_sorted_ones(tokens: int) -> None:
+    text = """module @m level fused
+    symbol N >= 1
+    func @named(%x: bf16[N, 64], %w: bf16[256, 32, 64], %i: i32[N, 8]) {
+      %y = gather_matmul(%x, %w, %i)
+      return %y
+    }
+    func @sorted(%x: bf16[8*N / 256, 64], %w: bf16[256, 32, 64], %o: i32[257]) {
+      %y = segment_matmul(%x, %w, %o)
+      return %y
+    }"""
+    named, ordered = (f.body for f in parse_module(text).functions.values())
+    each, rows = 2 * 32 * 64, 8 * tokens
+    touched = 256 * (1 - math.exp(-rows / 256)) * each
+    for body, others in ((named, tokens * 128 + rows * 68), (ordered, rows * (128 + 64) + 4 * 257)):
+        assert at(sympy.sympify(touched_bytes(body)), {"N": tokens}) == pytest.approx(touched + others)
