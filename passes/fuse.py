@@ -43,6 +43,7 @@ from ringc.passes.framework import Pass
 from ringc.passes.regions import leaving, replace_by_region
 from ringc.passes.rewrite import drop_unused
 from ringc.passes.target import Target
+from ringc.passes.versions import is_one_row
 
 
 @dataclass(eq=False)
@@ -58,6 +59,11 @@ class Region:
     ops: list[Op] = field(default_factory=list)
     anchors: list[Op] = field(default_factory=list)
 
+    @property
+    def sums(self) -> bool:
+        """Whether it is a product that adds up a row's experts."""
+        return self.family == "grouped" and any(isinstance(op, Sum) for op in self.ops)
+
 
 @dataclass(frozen=True)
 class Fuse(Pass):
@@ -70,8 +76,7 @@ class Fuse(Pass):
     def apply(self, module: Module, target: Target) -> None:
         for function in module.functions.values():
             if "family" not in function.notes:
-                one_row = target.backend == "triton" and function.notes.get("rows") == (1, 1)
-                _Fuser(function.body, self, one_row=one_row).run()
+                _Fuser(function.body, self, one_row=is_one_row(function, target)).run()
 
 
 def is_weight(value: Value) -> bool:
@@ -204,10 +209,9 @@ class _Fuser:
         Behind the sum over experts that is the rest of the layer for one row, whose next norm its readers make. Of several rows it is left
         to the norm's kernel, so that the shared expert has until then.
         """
-        summed = any(isinstance(op, Sum) for op in region.ops)
         if isinstance(user, Sum):
-            return user.axes == (1,) and not (user.keep or summed) and isinstance(region.anchors[0], GatherMatMul)
-        alone = self.one_row or not summed or len(user.inputs()) == 1
+            return user.axes == (1,) and not (user.keep or region.sums) and isinstance(region.anchors[0], GatherMatMul)
+        alone = self.one_row or not region.sums or len(user.inputs()) == 1
         return isinstance(user, Elementwise) and user.pointwise and user.result.shape == shape and alone
 
     def between_rows(self, region: Region) -> set[Op]:
@@ -221,16 +225,12 @@ class _Fuser:
         taken = {v.op for op in behind for v in op.inputs() if v.op is not None and v.shape == shape}
         readers = {u for op in behind for u in op.results[0].users() if self.free_row_work(u)}
         left: set[Op] = set()
-        for source in (op for op in taken - set(region.ops) if self.free_row_work(op) or self.sums_experts(op)):
+        sums = {op for other in self.regions if other.sums and other is not region for op in other.ops}
+        for source in (op for op in taken if self.free_row_work(op) or op in sums):
             follow = nx.descendants(self.graph, source)
             if any(reader in follow and self.convex([source, *behind, reader]) for reader in readers):
                 left |= follow & set(behind)
         return left
-
-    def sums_experts(self, op: Op) -> bool:
-        """Whether an operation is in a product's kernel that adds up a row's experts."""
-        region = self.region_of.get(op)
-        return region is not None and region.family == "grouped" and any(isinstance(o, Sum) for o in region.ops)
 
     def free_row_work(self, op: Op) -> bool:
         """Whether an operation will be in a row kernel."""

@@ -25,6 +25,7 @@ from ringc.passes.front import in_front, why_not_in_front
 from ringc.passes.regions import as_block, inlined, replace
 from ringc.passes.schedules.crossovers import ROWS_ALONE
 from ringc.passes.target import Target
+from ringc.passes.versions import is_one_row
 
 ANCHORS: dict[str, tuple[type[Op], tuple[str, ...]]] = {
     "matmul": (MatMul, ("a",)),
@@ -46,7 +47,7 @@ class Prologues(Pass):
         for function in module.functions.values():
             notes = function.notes
             few = 0 < notes.get("rows", (1, 0))[1] <= ROWS_ALONE
-            one = target.backend == "triton" and notes.get("rows") == (1, 1)
+            one = is_one_row(function, target)
             takes = {"matmul": few, "grouped": one, "linear_attention": few or notes.get("serves") == "decode"}
             families = [family for family in ANCHORS if takes[family]]
             for op in list(function.body.ops):

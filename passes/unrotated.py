@@ -22,6 +22,7 @@ from ringc.ir.ops.rows import RmsNorm
 from ringc.passes.framework import Pass
 from ringc.passes.rewrite import drop_unused
 from ringc.passes.target import Target
+from ringc.passes.versions import is_one_row
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,8 @@ class Unrotated(Pass):
     name = "unrotated"
 
     def apply(self, module: Module, target: Target) -> None:
-        if target.backend != "triton":
-            return  # a CPU's kernel makes row work in front once, in memory: there is no launch to save
-        for entry in [f for f in module.functions.values() if "entry" in f.notes and f.notes.get("rows") == (1, 1)]:
+        # A CPU's kernel makes row work in front once, in memory: there is no launch to save.
+        for entry in [f for f in module.functions.values() if "entry" in f.notes and is_one_row(f, target)]:
             callees = dict.fromkeys(op.callee for op in entry.body.ops if isinstance(op, Call))
             others = [f for f in module.functions.values() if f is not entry]
             assert not any(isinstance(op, Call) and op.callee in callees for f in others for op in f.body.ops), (

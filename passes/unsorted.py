@@ -48,15 +48,14 @@ class Unsorted(Pass):
                     unsort(function.body, op)
 
 
-def unsort(body: Block, sort: SortByKey) -> bool:
-    """Rewrite what a sort orders, if all of it can be: whether it was."""
+def unsort(body: Block, sort: SortByKey) -> None:
+    """Rewrite what a sort orders, if all of it can be."""
     try:
         order = _Order(body, sort)
         order.follow()
     except NoMatch:
-        return False
+        return
     order.replace()
-    return True
 
 
 class _Order:

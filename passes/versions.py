@@ -18,6 +18,11 @@ from ringc.passes.schedules.ranges import Schedule, Version, schedule_of
 from ringc.passes.target import Target
 
 
+def is_one_row(function: Function, target: Target) -> bool:
+    """Whether a function, of a version, is for one row on a GPU: there row work costs less in each of its readers than as a launch."""
+    return target.backend == "triton" and function.notes.get("rows") == (1, 1)
+
+
 @dataclass(frozen=True)
 class Versions(Pass):
     """Replace every entry point by its versions."""

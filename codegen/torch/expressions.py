@@ -71,24 +71,30 @@ def _reduction(name: str) -> Expression:
 
 
 def _matmul(_w: Sizes, op: Any, x: list[str]) -> str:
-    a, b = x
-    if op.a.tensor.dtype.bytes < 4:  # accumulated in f32 at least
-        a, b = f"{a}.float()", f"{b}.float()"
+    a, b = _widened(op, x)
     if op.transpose_b:
         b = f"{b}.T" if op.b.tensor.rank == 2 else f"{b}.mT"
-    out = op.result.tensor.dtype
-    same = out == op.a.tensor.dtype and out.bytes >= 4
-    return f"{a} @ {b}" if same else f"({a} @ {b}).to({dtype_text(out)})"
+    return _narrowed(op, f"{a} @ {b}")
 
 
 def _gather_matmul(_w: Sizes, op: Any, x: list[str]) -> str:
     rows, w, ids = x
     rows = f"{rows}[..., None]" if op.x.tensor.rank == 3 else f"{rows}[:, None, :, None]"
-    weights = f"{w}[{ids}]"
-    if op.x.tensor.dtype.bytes < 4:  # accumulated in f32 at least
-        rows, weights = f"{rows}.float()", f"{weights}.float()"
-    made, out = f"({weights} @ {rows})[..., 0]", op.result.tensor.dtype
-    return made if out == op.x.tensor.dtype and out.bytes >= 4 else f"{made}.to({dtype_text(out)})"
+    rows, weights = _widened(op, [rows, f"{w}[{ids}]"])
+    return _narrowed(op, f"({weights} @ {rows})[..., 0]")
+
+
+def _widened(op: Any, operands: list[str]) -> list[str]:
+    """A product's operands, in f32 at least, in which it is summed."""
+    narrow = op.inputs()[0].tensor.dtype.bytes < 4
+    return [f"{x}.float()" for x in operands] if narrow else operands
+
+
+def _narrowed(op: Any, made: str) -> str:
+    """A product of widened operands in its own type."""
+    out = op.result.tensor.dtype
+    same = out == op.inputs()[0].tensor.dtype and out.bytes >= 4
+    return made if same else f"({made}).to({dtype_text(out)})"
 
 
 def _slice(_w: Sizes, op: Any, x: list[str]) -> str:

@@ -5,11 +5,11 @@ placed and compute their addresses. Here each kernel says that the next may be p
 read. Every program of every kernel waits, also one that then has nothing to do: so all launches before the last one have ended, too, and
 memory can be written again by a kernel further on. (PTX ISA, `griddepcontrol`; from compute capability 9.0 on.)
 
-When it says so depends on what its template marks. A kernel that reads its weights first says it at its beginning: the next one's programs
-are small, and its reads keep memory busy while this one ends. One that could read nothing early says it right behind its wait, so that the
-next may read what was there when all programs of this one had waited (`ringc.passes.early`). Others say it in front of their last stores:
-programs with much shared memory that are placed early crowd on a few processors (a step of one sequence: 1.62 ms without overlap, 1.96 with
-all placed at the beginning, 1.42 so).
+When it says so depends on what its template marks. A kernel that reads its weights or its state first says it at its beginning: the next
+one's programs are small, and its reads keep memory busy while this one ends. One that could read nothing early says it right behind its
+wait, so that the next may read what was there when all programs of this one had waited (`ringc.passes.early`). Others say it in front of
+their last stores: programs with much shared memory that are placed early crowd on a few processors (a step of one sequence: 1.62 ms without
+overlap, 1.96 with all placed at the beginning, 1.42 so).
 """
 
 from __future__ import annotations

@@ -50,8 +50,28 @@ class MatMul(Op):
         return made.to(env.dtype(self.result.type))
 
 
+class ExpertProduct(Op):
+    """Base: products of rows with weights of which each row has its own, w [E, N, K]."""
+
+    w: Value
+
+    @property
+    def rows(self) -> Dim:
+        """How many rows have weights of their own."""
+        raise NotImplementedError
+
+    def bytes(self) -> Dim:
+        """Rows in and out once, and the weights of as many experts as the rows can have."""
+        return add(add(super().bytes(), mul(-1, self.w.type.bytes)), self.weight_bytes())
+
+    def weight_bytes(self) -> Dim:
+        """Bytes of the weights that so many rows can have, an upper bound: how many they do is data."""
+        count = self.w.shape[0]
+        return mul(least(self.rows, count), floordiv(self.w.type.bytes, count))
+
+
 @operation("segment_matmul")
-class SegmentMatMul(Op):
+class SegmentMatMul(ExpertProduct):
     """A product with another weight for each segment of rows: rows `offsets[e] .. offsets[e+1]` of x with `w[e]^T`.
 
     x [R / E, K], w [E, N, K], offsets i32[E + 1] -> [R / E, N].
@@ -72,15 +92,11 @@ class SegmentMatMul(Op):
         return [TensorType(self.out or x.dtype, (x.shape[0], w.shape[1]), x.segments)]
 
     def flops(self) -> Dim:
-        return mul(2, product((self.x.shape[0], *self.w.shape[1:])))
+        return mul(2, product((self.rows, *self.w.shape[1:])))
 
-    def bytes(self) -> Dim:
-        """Rows in and out once, and the weights of as many segments as the rows can lie in."""
-        return add(add(super().bytes(), mul(-1, self.w.type.bytes)), self.weight_bytes())
-
-    def weight_bytes(self) -> Dim:
-        """Bytes of the weights of all segments that can have rows, an upper bound: how many have some is data."""
-        return _named_bytes(self.w, self.x.shape[0])
+    @property
+    def rows(self) -> Dim:
+        return self.x.shape[0]
 
     def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:
         x, w, offsets = _widened(inputs[0]), _widened(inputs[1]), inputs[2]
@@ -91,7 +107,7 @@ class SegmentMatMul(Op):
 
 
 @operation("gather_matmul")
-class GatherMatMul(Op):
+class GatherMatMul(ExpertProduct):
     """A product of each row with the weights that it names: `result[n, j] = w[ids[n, j]] @ x[n, j]`, or `@ x[n]` for an x without choices.
 
     x [N, J, K] or [N, K], w [E, C, K], ids i32[N, J] -> [N, J, C]. Rows stay where they are, and each reads weights of its own: for few.
@@ -114,15 +130,11 @@ class GatherMatMul(Op):
         return [ids.with_shape((*ids.shape, w.shape[1])).with_dtype(self.out or x.dtype)]
 
     def flops(self) -> Dim:
-        return mul(2, product((*self.ids.shape, *self.w.shape[1:])))
+        return mul(2, product((self.rows, *self.w.shape[1:])))
 
-    def bytes(self) -> Dim:
-        """As a `segment_matmul`'s."""
-        return add(add(super().bytes(), mul(-1, self.w.type.bytes)), self.weight_bytes())
-
-    def weight_bytes(self) -> Dim:
-        """As a `segment_matmul`'s."""
-        return _named_bytes(self.w, self.ids.tensor.elements)
+    @property
+    def rows(self) -> Dim:
+        return self.ids.tensor.elements
 
     def reference(self, env: Env, *inputs: torch.Tensor) -> torch.Tensor:
         x, w, ids = _widened(inputs[0]), _widened(inputs[1]), inputs[2]
@@ -131,13 +143,3 @@ class GatherMatMul(Op):
         for e in sorted(set(ids.flatten().tolist())):  # rather than a copy of the weights for each row
             made[ids == e] = rows[ids == e] @ w[e].mT
         return made.to(env.dtype(self.result.type))
-
-
-ExpertProduct = SegmentMatMul | GatherMatMul
-"""Products of rows with weights of which each row has its own."""
-
-
-def _named_bytes(w: Value, rows: Dim) -> Dim:
-    """Bytes of the weights that so many rows can name, an upper bound: how many they do is data."""
-    count = w.shape[0]
-    return mul(least(rows, count), floordiv(w.type.bytes, count))

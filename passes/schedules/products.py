@@ -8,7 +8,7 @@ import sympy
 
 from ringc.ir.core import Block
 from ringc.ir.ops.cost import region_bytes
-from ringc.ir.ops.products import ExpertProduct, GatherMatMul, MatMul, SegmentMatMul
+from ringc.ir.ops.products import ExpertProduct, GatherMatMul, MatMul
 from ringc.ir.symbols import Dim, add
 from ringc.passes.front import before_product, parted
 from ringc.passes.schedules.model import Candidate, Rows, roofline
@@ -55,11 +55,9 @@ def dense(body: Block, rows: Rows, target: Target) -> list[Candidate]:
 
 def gemv(body: Block, rows: Rows, target: Target) -> Candidate:
     """A GPU's product of one row, or of rows that have an expert each."""
-    seconds = roofline(target, flops_of(body), touched_bytes(body), rate=0.3 * target.vector_rate) + _again(
-        body, target
-    )
+    once = roofline(target, flops_of(body), touched_bytes(body), rate=0.3 * target.vector_rate)
     most = ROWS_OF_EXPERTS if any(isinstance(op, GatherMatMul) for op in body.ops) else 1
-    return Candidate("triton.gemv", seconds, "" if 1 <= rows[1] <= most else ONE_ROW)
+    return Candidate("triton.gemv", once + _again(body, target), "" if 1 <= rows[1] <= most else ONE_ROW)
 
 
 def _making(body: Block, rows: Rows, target: Target) -> Candidate:
@@ -126,14 +124,9 @@ def touched_bytes(body: Block) -> Dim:
     for op in body.ops:
         if isinstance(op, ExpertProduct):
             # Rows choose independently: an expert is left out by all of them with probability (1 - 1/E)^rows.
-            touched = 1 - sympy.exp(-_rows(op) / sympy.Integer(op.w.shape[0]))
+            touched = 1 - sympy.exp(-op.rows / sympy.Integer(op.w.shape[0]))
             moved += op.w.type.bytes * touched - op.weight_bytes()
     return moved
-
-
-def _rows(op: ExpertProduct) -> Dim:
-    """How many rows have an expert each."""
-    return op.x.shape[0] if isinstance(op, SegmentMatMul) else op.ids.tensor.elements
 
 
 def _again(body: Block, target: Target) -> sympy.Expr:
@@ -143,7 +136,7 @@ def _again(body: Block, target: Target) -> sympy.Expr:
     total = sympy.Integer(0)
     for op in body.ops:
         if isinstance(op, ExpertProduct):
-            rows, count = _rows(op), sympy.Integer(op.w.shape[0])
+            rows, count = op.rows, sympy.Integer(op.w.shape[0])
             total += (rows - count * (1 - sympy.exp(-rows / count))) * op.w.type.bytes / count
     return total / sympy.Float(4 * target.bandwidth)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ringc.errors import CodegenError
 from ringc.ir.core import Module
 from ringc.ir.interpret import run
 from ringc.ir.ops.call import Alternatives, Fused
@@ -188,6 +189,28 @@ def test_few_rows_on_a_gpu(text: str, rows: tuple[int, int], chosen: str) -> Non
     assert product.implementation == chosen
     if (text, rows) == (PLAIN, (2, 16)):
         assert {chosen, *(n for n, *_ in product.lost)} == {"triton.matmul", "library: torch.library"}
+
+
+NAMED = """func @f(%x: bf16[N, 2048], %w: bf16[256, 512, 2048], %ids: i32[N, 8]) {
+  %y = gather_matmul(%x, %w, %ids)
+  return %y
+}"""
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (2, 16)])
+def test_few_rows_take_experts_weights_row_by_row(rows: tuple[int, int]) -> None:
+    module = parse_module(HEAD + NAMED)
+    module.functions["f"].notes["rows"] = rows
+    PassManager(parse_pipeline("fuse,library,select"), [verify_each]).run(module, target("sm_90"))
+    (product,) = regions(module)
+    assert product.implementation == "triton.gemv"
+
+
+def test_many_rows_do_not() -> None:
+    module = parse_module(HEAD + NAMED)
+    module.functions["f"].notes["rows"] = (17, 64)
+    with pytest.raises(CodegenError, match="with each further one all of its weight is read once more"):
+        PassManager(parse_pipeline("fuse,library,select"), [verify_each]).run(module, target("sm_90"))
 
 
 def test_a_gpu_takes_the_library_where_it_is_faster() -> None:

@@ -103,8 +103,8 @@ def overlap(first: list[tuple[int, int]], second: list[tuple[int, int]], inside:
     return any(max(a, c, inside[0]) < min(b, d, inside[1]) for a, b in first for c, d in second)
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 40])
-def test_what_runs_beside_others_shares_no_memory_with_them(program: Program, tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "least"), [(1, 26), (5, 30), (40, 30)])
+def test_what_runs_beside_others_shares_no_memory_with_them(program: Program, tokens: int, least: int) -> None:
     """In the whole program, layers that it calls included: neither writes what the other touches, up to where they join."""
     steps, arena = steps_of(program, "decode", tokens)
     running: list[Touched] = []
@@ -118,7 +118,7 @@ def test_what_runs_beside_others_shares_no_memory_with_them(program: Program, to
             pairs += 1
             assert not overlap(step.writes, other.reads + other.writes, arena), (step.kernel, other.kernel)
             assert not overlap(step.reads, other.writes, arena), (step.kernel, other.kernel)
-    assert pairs >= 24
+    assert pairs >= least
 
 
 class Replaying:
