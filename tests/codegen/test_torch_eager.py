@@ -158,6 +158,21 @@ def test_a_region_computes_what_it_means(name: str, tokens: int, tmp_path: Path)
         assert one.passed, one
 
 
+def test_a_product_is_rounded_to_its_type_before_it_is_read_again() -> None:
+    """What is summed in f32 is bf16 between operations, too."""
+    text = """func @f(%x: bf16[N, 16], %w: bf16[8, 16], %e: bf16[5, 4, 8], %ids: i32[N, 3])
+        with {family = "row", implementation = "torch.eager"} {
+      %1 = matmul(%x, %w) {transpose_b = true} : bf16[N, 8]
+      %2 = gather_matmul(%1, %e, %ids) : bf16[N, 3, 4]
+      %3 = cast(%2) {dtype = f32} : f32[N, 3, 4]
+      return %3
+    }"""
+    function = parse_module(f"module @m level fused\nsymbol N >= 1\n{text}").functions["f"]
+    body = emit(kernel_of(function)).text
+    assert body.count(".to(torch.bfloat16)") == 2
+    assert body.count(".float()") == 4
+
+
 def test_every_operation_of_a_region_is_covered() -> None:
     """The regions above, with what they are made of, use every operation that a kernel may hold."""
     elsewhere = {"call", "launch", "fused", "alternatives", "param", "weight", "pack"}
