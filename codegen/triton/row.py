@@ -22,13 +22,15 @@ from ringc.codegen.triton.regions import WIDEST, Cuts, Reader, chunks, ranges, v
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
+from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Op, Value
 from ringc.ir.ops.composite import expanded
+from ringc.ir.ops.index import Gather
 from ringc.ir.ops.pointwise import Cast
 from ringc.ir.ops.source import Constant
 from ringc.ir.ops.state import StateAppend
 from ringc.ir.symbols import Dim, dim_text, shape_text, symbols_of
-from ringc.ir.types import StateType, TensorType
+from ringc.ir.types import DType, StateType, TensorType
 
 ELEMENTS = 2048
 """Elements that a program works on: 16 for each of 128 threads, that is two 16-byte loads of bf16."""
@@ -104,7 +106,7 @@ def emit(kernel: Kernel) -> str:
         CodegenError: the region holds an operation, or a size, that a row kernel can't.
     """
     tensors = Tensors(kernel)
-    body = expanded(kernel.function.body)
+    body = _as_stored(expanded(kernel.function.body))
     roots = _roots(body, tensors)
     if not roots:
         raise CodegenError(f"@{kernel.name} has no results")
@@ -133,6 +135,24 @@ def emit(kernel: Kernel) -> str:
         w(f"grid = ({' + '.join(p.blocks for p in parts)},)")
         w(f"{kernel.name}[grid]({', '.join((*tensors.all, *symbols))}, **pinned(JOBS[0]))")
     return w.text()
+
+
+def _as_stored(region: Block) -> Block:
+    """A copy of a region in which a result that is read again is rounded to its type first.
+
+    A kernel that reads it from memory has it so: a norm is the same behind a sum in this kernel and in another one.
+    """
+    body = region.clone()
+    for value in body.outputs:
+        narrow = isinstance(value.type, TensorType) and value.type.dtype.is_float and value.type.dtype is not DType.F32
+        if value.op is None or isinstance(value.op, Cast | Gather) or not narrow or not value.users():
+            continue
+        behind = body.ops[body.ops.index(value.op) + 1]
+        readers = value.users()
+        rounded = Builder(body, before=behind)(Cast(value, value.tensor.dtype))
+        for reader in readers:
+            reader.replace_input(value, rounded)
+    return body
 
 
 # -- which results are computed together

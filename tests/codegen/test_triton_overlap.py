@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
 from ringc.codegen.triton.interpret import InterpreterWorker
-from ringc.codegen.triton.overlap import NEXT, READ_EARLY, READ_LATE, WAIT, overlapping
+from ringc.codegen.triton.overlap import NEXT, READ_EARLY, READ_FEW, READ_LATE, WAIT, overlapping
 from ringc.passes.target import target
 from tests.codegen.test_triton_route import sorter
 
@@ -70,9 +70,10 @@ def test_what_reads_its_weights_first_waits_behind_them_and_lets_the_next_begin_
     ]  # fmt: skip
 
 
-def test_what_could_read_early_and_does_not_waits_before_it_lets_the_next_begin() -> None:
-    made = overlapping(FILE.replace("    value =", f"    {READ_LATE}\n    value ="), "scale")
-    assert body_of(made, "scale")[1:6] == ["# What it begins with.", "at = tl.arange(0, 16)", READ_LATE, WAIT, NEXT]
+@pytest.mark.parametrize("mark", [READ_FEW, READ_LATE])
+def test_what_reads_little_or_nothing_early_waits_before_it_lets_the_next_begin(mark: str) -> None:
+    made = overlapping(FILE.replace("    value =", f"    {mark}\n    value ="), "scale")
+    assert body_of(made, "scale")[1:6] == ["# What it begins with.", "at = tl.arange(0, 16)", mark, WAIT, NEXT]
 
 
 def test_a_kernel_that_ends_otherwise_lets_the_next_begin_before_its_last_statement() -> None:

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel
+from ringc.codegen.triton import route
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
@@ -114,8 +115,12 @@ def test_of_equals_the_lower_expert_wins(interpreter: InterpreterWorker, tmp_pat
         'top_k = 3, groups = 3, keep = 1, group_top = 1, score = "softmax", normalize = false',
     ],
 )
-def test_of_logits(interpreter: InterpreterWorker, tmp_path: Path, attributes: str) -> None:
-    """The groups that stay are read again."""
+@pytest.mark.parametrize("pairs", [4096, 4])
+def test_of_logits(
+    interpreter: InterpreterWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: str, pairs: int
+) -> None:
+    """The groups that stay are read again; of many rows two are taken at a time, and the last of an odd number alone."""
+    monkeypatch.setattr(route, "PAIRS", pairs)
     check(interpreter, tmp_path, chooser(48, attributes), [3 * torch.randn(37, 48), torch.randn(48) * 0.3])
 
 

@@ -31,7 +31,7 @@ from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose
 from ringc.ir.ops.source import Iota, scalar
 from ringc.ir.symbols import Dim, product, symbol
 from ringc.ir.types import DType, TensorType
-from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of
+from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of, run
 
 N = symbol("N")
 SIZES = {"N": 37, "B": 3, "P": 5, "S": 48, "R": 5}
@@ -497,3 +497,20 @@ def test_ring_mini_does_not_spill() -> None:
         used = made.resources
         assert (used.spill_stores, used.spill_loads, used.stack_bytes) == (0, 0, 0), job.kernel
         assert used.registers <= 64, f"{job.kernel}: {used.registers} registers leave few blocks for a processor"
+
+
+def test_a_result_that_is_read_again_is_rounded_first(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    """As a kernel reads it that has it from memory."""
+    made = kernel(
+        """
+func @rounded(%a: f16[N, 8], %b: f16[N, 8]) {
+  %x = add(%a, %b) : f16[N, 8]
+  %rest = sub(%x, %a) : f16[N, 8]
+  return %x, %rest
+}""",
+        "triton.row",
+    )
+    small = torch.full((3, 8), 2.0**-12, dtype=torch.float16)
+    x, rest = run(interpreter, tmp_path, made, [torch.ones_like(small), small])
+    assert x.eq(1).all()
+    assert rest.eq(0).all()
