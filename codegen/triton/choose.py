@@ -1,25 +1,39 @@
-"""The choice of experts on a GPU: one warp for a row.
+"""The choice of experts on a GPU: one warp for a row, or for two.
 
-What bounds many rows is that every instruction has to be issued for each of them, and how long they wait for each other. Of 256 experts in
-8 groups they are 536 where the logits are complete and the groups that stay are read once more, so that each round looks at them alone. The
-largest scores of a group are found in one reduction of short lists in order, as which experts they are doesn't matter there. Of more rows
-than there are warps on the processors at a time, a program takes two, whose instructions fill each other's waits.
+What bounds many rows is that every instruction has to be issued for each of them, and waits for the one before: of 256 experts in 8 groups
+528 instructions, where the logits are complete and the groups that stay are read once more, so that each round looks at them alone. The
+largest scores of a group are found in one reduction of short lists in order, as which experts they are doesn't matter there. Of many rows
+a program takes two, round by round, so that one row's instructions are issued while the other waits for its largest score.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from ringc.codegen.triton.jobs import Job, element, padded, pointer
-from ringc.codegen.triton.overlap import READ_FEW
+from ringc.codegen.triton.overlap import READ_FEW, READ_LATE
 from ringc.codegen.writer import Writer
 from ringc.ir.ops.routing import Route
 from ringc.ir.types import DType, Type
 
-CHOOSE_NAMES = ("choose", "chosen", "logits_of", "ordered", "merged", "probability", "LOWEST", "pinned")
+CHOOSE_NAMES = (
+    "choose", "scores_of", "weights_of", "logits_of", "ordered", "larger", "smaller", "merged", "probability", "LOWEST", "PAIRS", "pinned",
+)  # fmt: skip
 """What a file with a choice defines."""
+
+PAIRS = 4096
+"""Rows above which a program chooses for two: up to there all programs of one warp, 32 to a processor, run at a time.
+
+H100, rows of 256 experts behind cuBLAS's product, us with 1, 2, 3 and 4 rows to a program: 4097 rows 22.5, 22.5, 23.5, 23.9; 8192 rows
+35.2, 32.5, 33.3, 33.3; 32768 rows 114.6, 101.7, 102.7, 104.8. Two one after the other in one program take 33.2 and 103.1.
+"""
+
+ONE_WARP = 512
+"""Scores that one warp holds, at most."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +61,32 @@ class Choice:
         return self.groups > 1 and not self.summed and self.op.dropped == -math.inf
 
     @property
+    def warps(self) -> int:
+        """Of a program."""
+        return 1 if padded(self.groups, 1) * padded(self.op.experts // self.groups, 1) <= ONE_WARP else 4
+
+    @property
     def pairs(self) -> bool:
-        """Whether many rows are taken two at a time."""
-        return not self.summed
+        """Whether many rows are taken two at a time: where one warp is a program, and not where logits are summed, of few rows."""
+        return self.warps == 1 and not self.summed
 
     @property
     def numbers(self) -> list[str]:
         """What `choose` has to know of the sizes."""
         return ["rows", "parts"] if self.summed else ["rows"]
 
+    @property
+    def _bias(self) -> list[str]:
+        """The bias as a parameter."""
+        return [] if self.bias is None else ["bias"]
+
+    @property
+    def _sums(self) -> list[str]:
+        """What a softmax over all experts needs."""
+        return ["largest", "whole"] if self.op.score == "softmax" else []
+
     def jobs(self) -> list[Job]:
-        """How `choose` is launched: for each row, and for each pair of rows."""
+        """How `choose` is launched: for each row, and where it `pairs` rows for each two. They come first in their file."""
         op, each = self.op, self.op.experts // self.groups
         logits = DType.F32 if self.summed else op.logits.type.dtype
         signature = {"logits": pointer(logits), **({} if self.bias is None else {"bias": pointer(self.bias)})}
@@ -67,145 +96,191 @@ class Choice:
             "GROUPS": self.groups, "EACH": each, "GROUP_TILE": padded(self.groups, 1), "EACH_TILE": padded(each, 1),
             "TOP_K": op.top_k, "TOP_TILE": padded(op.top_k, 1),
         }  # fmt: skip
-        warps = 1 if sizes["GROUP_TILE"] * sizes["EACH_TILE"] <= 512 else 4
-        each_of = [{"TOGETHER": 1}, {"TOGETHER": 2}] if self.pairs else [{}]
-        return [Job("choose", signature, together | sizes, num_warps=warps, num_stages=1) for together in each_of]
+        ways = [{"TOGETHER": 1}, {"TOGETHER": 2}] if self.pairs else [{}]
+        return [Job("choose", signature, way | sizes, num_warps=self.warps, num_stages=1) for way in ways]
 
-    def launch(self, w: Writer, given: str) -> None:
-        """The lines that launch it for `rows`; its jobs come first in the file."""
+    def launch(self, w: Writer, given: Sequence[str]) -> None:
+        """Write the lines that launch it for `rows`, with these arguments in front of its numbers' names."""
+        arguments = ", ".join(given)
         if self.pairs:
             with w.block("if rows > PAIRS:"):
-                w(f"choose[(-(-rows // 2),)]({given}, **pinned(JOBS[1]))")
+                w(f"choose[(-(-rows // 2),)]({arguments}, **pinned(JOBS[1]))")
                 w("return")
-        w(f"choose[(rows,)]({given}, **pinned(JOBS[0]))")
+        w(f"choose[(rows,)]({arguments}, **pinned(JOBS[0]))")
 
     def text(self) -> str:
-        """`choose`, and the functions that it calls."""
-        op = self.op
+        """`choose`, and what it uses."""
         w = Writer()
         w(f"{_SUM if self.summed else _READ}\n\n\n{_ORDER}\n\n")
-        if self.groups > 1 and op.group_top > 1:
-            w(f"{_merged(op.group_top)}\n\n")
+        if self.groups > 1:
+            w(f"{_LARGER}\n\n\n{_merged(self.op.group_top)}\n\n")
         w("@triton.jit")
-        if op.score == "sigmoid":
-            with w.block("def probability(x):"):
-                w("return 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634))")
-        else:
+        if self._sums:
             with w.block("def probability(x, largest, whole):"):
                 w("return tl.exp2((x - largest) * 1.4426950408889634) / whole")
+        else:
+            with w.block("def probability(x):"):
+                w("return 1.0 / (1.0 + tl.exp2(x * -1.4426950408889634))")
         w("\n")
-        self._chosen(w)
+        self._scores(w)
         w("\n")
+        self._weights(w)
+        w("\n")
+        if self.pairs:
+            w(f"PAIRS = {PAIRS}")
+            w('"""Rows above which a program chooses for two."""\n\n')
         self._choose(w)
         return w.text()
 
-    def _chosen(self, w: Writer) -> None:
-        """The function of one row."""
-        op = self.op
-        logit = element(op.logits.type)
+    def _head(self, w: Writer, name: str, parameters: Sequence[str], sizes: str = "") -> None:
+        w(f"def {name}(")
+        w(f"    {', '.join(parameters)},")
+        w(f"    {sizes}GROUPS: tl.constexpr, EACH: tl.constexpr, GROUP_TILE: tl.constexpr, EACH_TILE: tl.constexpr,")
+        w("    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,")
+        w("):")
+
+    @property
+    def _of_row(self) -> list[str]:
+        """The parameters that say which row's logits are read."""
+        return ["logits", "row", *(["rows", "parts"] if self.summed else [])]
+
+    def _logits(self, experts: str, real: str) -> str:
+        """The text that reads a row's logits of some experts."""
+        logit = element(self.op.logits.type)
         rounded = f".to({logit}).to(tl.float32)" if self.summed and logit != "tl.float32" else ""
-        sums = ", largest, whole" if op.score == "softmax" else ""
-        bias = [] if self.bias is None else ["bias", "b"]
+        at = "logits, row, rows, parts, GROUPS * EACH" if self.summed else "logits + row * GROUPS * EACH"
+        return f"logits_of({at}, {experts}, {real}){rounded}"
+
+    def _scores(self, w: Writer) -> None:
+        """The function that makes what a row chooses by."""
+        op, tiles = self.op, "GROUP_TILE"
+        again = self._bias if self.narrows else []
         w("@triton.jit")
-        w("def chosen(")
-        w(f"    {', '.join(['logits', *bias, 'number', 'real', 'row', *(['rows', 'parts'] * self.summed)])},")
-        w(f"    {_SIZES}")
-        with w.block("):"):
-            w('"""A row\'s experts, best first, the lower one among equals, and their weights."""')
-            w("group = tl.arange(0, GROUP_TILE)")
-            w("member = tl.arange(0, EACH_TILE)")
-            w("rank = tl.arange(0, TOP_TILE)")
-            at = "logits, row, rows, parts, GROUPS * EACH" if self.summed else "logits + row * GROUPS * EACH"
-            read = f"x = logits_of({at}, number, real){rounded}"
-            biased = f"probability(x{sums}){'' if self.bias is None else ' + b'}"
-            score = f'score = tl.where(real, {biased}, float("-inf"))'
-            w(read)
-            if op.score == "softmax":
+        self._head(w, "scores_of", [*self._of_row, *again, *(["b"] * len(self._bias)), "number", "real"])
+        with w.indented():
+            also = ", and what its probabilities are made with" if self._sums else ""
+            w(
+                f'"""Numbers of a row\'s experts that may be chosen, and their scores as whole numbers in order{also}."""'
+            )
+            w(f"x = {self._logits('number', 'real')}")
+            if self._sums:
                 w('x = tl.where(real, x, float("-inf"))')
                 w("largest = tl.max(tl.max(x, 1), 0)")
                 w("whole = tl.sum(tl.sum(tl.exp2((x - largest) * 1.4426950408889634), 1), 0)")
-            w(score)
-            tiles = "GROUP_TILE"
-            if self.groups > 1:
+            score = f"probability({', '.join(['x', *self._sums])}){' + b' * len(self._bias)}"
+            if self.groups == 1:
+                w(f"score = {score}")
+            else:
+                w(f'score = tl.where(real, {score}, float("-inf"))')
+                w("group = tl.arange(0, GROUP_TILE)")
                 self._add_up_groups(w)
             if self.narrows:
                 tiles = str(padded(op.keep, 1))
                 self._take_groups(w)
-                for line in (read, *([] if self.bias is None else [_READ_BIAS]), score):
-                    w(line)
+                w(f"x = {self._logits('number', 'real')}")
+                if self._bias:
+                    w(_READ_BIAS)
+                w(f"score = {score}")
             elif self.groups > 1:
                 self._drop_groups(w)
             w("score = tl.where(real, ordered(score), LOWEST)")
-            w(f"flat = tl.reshape(number, [{tiles} * EACH_TILE])")
-            w(f"left = tl.reshape(score, [{tiles} * EACH_TILE])")
-            w("best = tl.zeros([TOP_TILE], dtype=tl.int32)")
-            with w.block("for i in tl.static_range(TOP_K):"):
-                w("first = tl.min(tl.where(left == tl.max(left, 0), flat, GROUPS * EACH), 0)")
-                w("best = tl.where(rank == i, first, best)")
-                w("left = tl.where(flat == first, LOWEST, left)")
-            w(f"own = logits_of({at}, best, rank < TOP_K){rounded}")
-            w(f"weight = tl.where(rank < TOP_K, probability(own{sums}), 0.0)")
-            if op.normalize:
-                w(f"weight = weight / (tl.sum(weight, 0) + {op.eps!r})")
-            w(f"return best, {'weight' if op.factor == 1.0 else f'weight * {op.factor!r}'}")
+            flat = [f"tl.reshape({name}, [{tiles} * EACH_TILE])" for name in ("number", "score")]
+            w(f"return {', '.join([*flat, *self._sums])}")
+
+    def _weights(self, w: Writer) -> None:
+        """The function that makes a row's weights."""
+        w("@triton.jit")
+        self._head(w, "weights_of", [*self._of_row, "best", *self._sums])
+        with w.indented():
+            w('"""The weights of the experts that a row has chosen."""')
+            w("real = tl.arange(0, TOP_TILE) < TOP_K")
+            w(f"x = {self._logits('best', 'real')}")
+            w(f"weight = tl.where(real, probability({', '.join(['x', *self._sums])}), 0.0)")
+            if self.op.normalize:
+                w(f"weight = weight / (tl.sum(weight, 0) + {self.op.eps!r})")
+            w(f"return weight{'' if self.op.factor == 1.0 else f' * {self.op.factor!r}'}")
 
     def _choose(self, w: Writer) -> None:
         """The kernel."""
-        bias = [] if self.bias is None else ["bias"]
         w(f"@triton.jit(do_not_specialize={json.dumps(self.numbers)})")
-        w("def choose(")
-        w(f"    {', '.join(['logits', *bias, 'experts', 'weights', *self.numbers])},")
-        w(f"    {'TOGETHER: tl.constexpr, ' * self.pairs}{_SIZES}")
-        shape = "[parts, rows, experts]" if self.summed else "[rows, experts]"
-        with w.block("):"):
-            if self.pairs:
-                w(f'"""The experts of one row, or of two together, and their weights. logits: {shape}."""')
-            else:
-                w(f'"""The experts of a row, and their weights. logits: {shape}."""')
+        parameters = ["logits", *self._bias, "experts", "weights", *self.numbers]
+        self._head(w, "choose", parameters, "TOGETHER: tl.constexpr, " if self.pairs else "")
+        with w.indented():
+            what = "one row, or of two round by round" if self.pairs else "a row"
+            shape = "[parts, rows, experts]" if self.summed else "[rows, experts]"
+            w(
+                f'"""The experts of {what}, best first, the lower one among equals, and their weights. logits: {shape}."""'
+            )
             w("number = tl.arange(0, GROUP_TILE)[:, None] * EACH + tl.arange(0, EACH_TILE)[None, :]")
             w("real = (tl.arange(0, GROUP_TILE) < GROUPS)[:, None] & (tl.arange(0, EACH_TILE) < EACH)[None, :]")
-            if self.bias is not None:
+            if self._bias:
                 w(_READ_BIAS)
-                w(READ_FEW)
-            w(f"row = tl.program_id(0).to(tl.int64){' * TOGETHER' * self.pairs}")
-            self._made(w, "row")
-            if self.pairs:
-                # Behind both, as no load is moved in front of a store.
-                with w.block("if TOGETHER == 2:"):
-                    w("# While one row waits for its largest score, the other's instructions are issued.")
-                    w("other = tl.minimum(row + 1, rows - 1)")
-                    self._made(w, "other")
-            self._kept(w, "row")
-            if self.pairs:
-                with w.block("if TOGETHER == 2:"):
-                    self._kept(w, "other")
+            w(READ_FEW if self._bias else READ_LATE)
+            w("rank = tl.arange(0, TOP_TILE)")
+            self._each_row(w, self._begin)
+            with w.block("for i in tl.static_range(TOP_K):"):
+                self._each_row(w, lambda row: [f"{row}top = tl.max({row}left, 0)"])
+                self._each_row(
+                    w,
+                    lambda row: [
+                        f"{row}first = tl.min(tl.where({row}left == {row}top, {row}flat, GROUPS * EACH), 0)",
+                    ],
+                )
+                self._each_row(
+                    w,
+                    lambda row: [
+                        f"{row}best = tl.where(rank == i, {row}first, {row}best)",
+                        f"{row}left = tl.where({row}flat == {row}first, LOWEST, {row}left)",
+                    ],
+                )
+            self._each_row(w, self._end)
+            self._each_row(w, self._stores)
 
-    def _made(self, w: Writer, row: str) -> None:
-        bias = [] if self.bias is None else ["bias", "b"]
-        given = ["logits", *bias, "number", "real", row, *(["rows", "parts"] * self.summed)]
-        w(f"best_of_{row}, weights_of_{row} = chosen(")
-        w(f"    {', '.join(given)}, GROUPS, EACH, GROUP_TILE, EACH_TILE, TOP_K, TOP_TILE")
-        w(")")
+    def _each_row(self, w: Writer, lines: Callable[[str], Sequence[str]]) -> None:
+        """Write lines for the one row, and for the other one of a pair, in whose names stands "other_"."""
+        for line in lines(""):
+            w(line)
+        if self.pairs:
+            with w.block("if TOGETHER == 2:"):
+                for line in lines("other_"):
+                    w(line)
+
+    def _begin(self, row: str) -> list[str]:
+        program = f"tl.program_id(0).to(tl.int64){' * TOGETHER' if self.pairs else ''}"
+        again = self._bias if self.narrows else []
+        given = [*self._given(row), *again, *(["b"] * len(self._bias)), "number", "real"]
+        made = [f"{row}{name}" for name in ("flat", "left", *self._sums)]
+        return [
+            f"{row}row = {'tl.minimum(row + 1, rows - 1)' if row else program}",
+            *_call(", ".join(made), "scores_of", given),
+            f"{row}best = tl.zeros([TOP_TILE], dtype=tl.int32)",
+        ]
+
+    def _end(self, row: str) -> list[str]:
+        given = [*self._given(row), f"{row}best", *(f"{row}{name}" for name in self._sums)]
+        return _call(f"{row}weight", "weights_of", given)
+
+    def _given(self, row: str) -> list[str]:
+        return [f"{row}row" if name == "row" else name for name in self._of_row]
 
     @staticmethod
-    def _kept(w: Writer, row: str) -> None:
-        at = f"{row} * TOP_K + tl.arange(0, TOP_TILE)"
-        mask = "mask=tl.arange(0, TOP_TILE) < TOP_K"
-        w(f"tl.store(experts + {at}, best_of_{row}, {mask})")
-        w(f"tl.store(weights + {at}, weights_of_{row}.to(weights.dtype.element_ty), {mask})")
+    def _stores(row: str) -> list[str]:
+        at = f"{row}row * TOP_K + rank"
+        return [
+            f"tl.store(experts + {at}, {row}best, mask=rank < TOP_K)",
+            f"tl.store(weights + {at}, {row}weight.to(weights.dtype.element_ty), mask=rank < TOP_K)",
+        ]
 
     def _add_up_groups(self, w: Writer) -> None:
         """What groups are compared by."""
         op = self.op
+        best = _items("best", op.group_top)
         w(f"# A group counts by its {op.group_top} largest scores; {op.keep} of {op.groups} groups stay.")
-        if op.group_top == 1:
-            w("total = tl.max(score, 1)")
-        else:
-            lists = ["score", *["none"] * (op.group_top - 1)]
+        if op.group_top > 1:
             w('none = tl.full([GROUP_TILE, EACH_TILE], float("-inf"), tl.float32)')
-            w(f"{', '.join(_items('best', op.group_top))} = tl.reduce(({', '.join(lists)}), 1, merged)")
-            w(f"total = {' + '.join(_items('best', op.group_top))}")
-        w("sums = tl.where(group < GROUPS, ordered(total), LOWEST)")
+        lists = ", ".join(["score", *["none"] * (op.group_top - 1)])
+        w(f"{', '.join(best)} = tl.reduce({f'({lists})' if op.group_top > 1 else lists}, 1, merged)")
+        w(f"sums = tl.where(group < GROUPS, ordered({' + '.join(best)}), LOWEST)")
 
     def _take_groups(self, w: Writer) -> None:
         """The experts of the groups that stay, in the place of all."""
@@ -214,8 +289,8 @@ class Choice:
         w("before = tl.sum(((sums[:, None] > sums[None, :]) | equal).to(tl.int32), 0)")
         w(f"place = tl.arange(0, {padded(keep, 1)})")
         w("stays = tl.sum(tl.where(before[None, :] == place[:, None], group[None, :], 0), 1)")
-        w("number = stays[:, None] * EACH + member[None, :]")
-        w(f"real = (place < {keep})[:, None] & (member < EACH)[None, :]")
+        w("number = stays[:, None] * EACH + tl.arange(0, EACH_TILE)[None, :]")
+        w(f"real = (place < {keep})[:, None] & (tl.arange(0, EACH_TILE) < EACH)[None, :]")
 
     def _drop_groups(self, w: Writer) -> None:
         """Experts of groups that don't stay get the score of dropped ones."""
@@ -225,11 +300,6 @@ class Choice:
         dropped = 'float("-inf")' if op.dropped == -math.inf else repr(op.dropped)
         w(f"score = tl.where((before >= {op.keep})[:, None], {dropped}, score)")
 
-
-_SIZES = (
-    "GROUPS: tl.constexpr, EACH: tl.constexpr, GROUP_TILE: tl.constexpr, EACH_TILE: tl.constexpr,\n"
-    "    TOP_K: tl.constexpr, TOP_TILE: tl.constexpr,"
-)
 
 _READ_BIAS = "b = tl.load(bias + number, mask=real, other=0.0).to(tl.float32)"
 
@@ -256,6 +326,25 @@ def ordered(score):
     bits = score.to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)'''
 
+_LARGER = '''@triton.jit
+def larger(a, b):
+    """NaN is above all, so that what is wrong stays to be seen."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def smaller(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)'''
+
+
+def _call(made: str, function: str, given: Sequence[str]) -> list[str]:
+    """The lines of a call of one of the functions above."""
+    return [
+        f"{made} = {function}(",
+        f"    {', '.join(given)}, GROUPS, EACH, GROUP_TILE, EACH_TILE, TOP_K, TOP_TILE",
+        ")",
+    ]
+
 
 def _items(name: str, count: int) -> list[str]:
     return [f"{name}_{i}" for i in range(1, count + 1)]
@@ -266,20 +355,13 @@ def _merged(count: int) -> str:
 
     Number k of the result is the largest of both k-th ones and of the smaller one of each i-th and (k - i)-th.
     """
-    a, b = _items("a", count), _items("b", count)
-    made = []
-    for k in range(count):
-        text = f"tl.maximum({a[k]}, {b[k]})"
-        for i in range(k):
-            text = f"tl.maximum({text}, tl.minimum({a[i]}, {b[k - 1 - i]}))"
-        made.append(text)
-    lines = [f"    {name} = {text}" for name, text in zip(_items("c", count), made, strict=True)]
-    return "\n".join(
-        [
-            "@triton.jit",
-            f"def merged({', '.join([*a, *b])}):",
-            f'    """The {count} largest of two lists, each the largest first."""',
-            *lines,
-            f"    return {', '.join(_items('c', count))}",
-        ]
-    )
+    a, b, c = (_items(name, count) for name in "abc")
+    w = Writer()
+    w("@triton.jit")
+    with w.block(f"def merged({', '.join([*a, *b])}):"):
+        w(f'"""The {count} largest of two lists, each the largest first."""')
+        for k in range(count):
+            terms = [b[k], *(f"smaller({a[i]}, {b[k - 1 - i]})" for i in range(k))]
+            w(f"{c[k]} = {reduce(lambda made, term: f'larger({made}, {term})', terms, a[k])}")
+        w(f"return {', '.join(c)}")
+    return w.text()

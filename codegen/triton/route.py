@@ -37,17 +37,11 @@ H100, 2048 -> 256 with its choice, us by tile (rows, experts, inner) and most pa
 256 rows (64, 64, 64) 10.1, (64, 128, 64) 10.5 to 11.9. 8192 rows take 28 us for the product in tiles of 64 and 128 rows, cuBLAS 23.4.
 """
 
-PAIRS = 4096
-"""Rows above which a program chooses for two: as many programs of one warp are on the processors at a time.
-
-H100, 8192 rows of 256 experts behind cuBLAS's product: 34.6 us with a row to a program, 32.6 with two, 33.7 with four.
-"""
-
 RESULTS = ("experts", "weights")
 """What a launch writes: the route's results."""
 
 _RESERVED = (
-    *RESERVED, *CHOOSE_NAMES, "stream", "product", "partial", "rows", "parts", "steps", "few", "FEW", "ROWS", "PAIRS", "tiles", "block_n",
+    *RESERVED, *CHOOSE_NAMES, "stream", "product", "partial", "rows", "parts", "steps", "few", "FEW", "ROWS", "tiles", "block_n",
     "block_e", "block_k", *RESULTS,
 )  # fmt: skip
 
@@ -104,6 +98,7 @@ def emit(kernel: Kernel) -> str:
     arguments = argument_names(kernel.function.body, names)
     jobs = region.choice.jobs()
     if region.logits is None:
+        assert len(jobs) == 1, "the numbers of the jobs below count on it"
         jobs += [_stream_job(region), _product_job(region, few=True), _product_job(region, few=False)]
     w = Writer()
     w("import triton")
@@ -119,9 +114,6 @@ def emit(kernel: Kernel) -> str:
         w('"""Rows of partial logits that the workspace holds at least."""\n')
         w(f"FEW = {STREAMED if padded(_inner(region)) <= LONGEST else 0}")
         w('"""Rows up to which each program reads a row of the router\'s weight whole."""\n')
-    if region.choice.pairs:
-        w(f"PAIRS = {PAIRS}")
-        w('"""Rows above which programs choose for two."""\n')
     w("")
     results = [*RESULTS, *(["partial"] if region.logits is None else [])]
     with w.block(f"def launch({', '.join([*arguments, *results])}):"):
@@ -166,7 +158,7 @@ def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, parts:
         *RESULTS,
         *({"rows": "rows", "parts": parts}[number] for number in region.choice.numbers),
     ]
-    region.choice.launch(w, ", ".join(given))
+    region.choice.launch(w, given)
 
 
 def _inner(region: _Region) -> int:

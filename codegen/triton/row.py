@@ -27,10 +27,11 @@ from ringc.ir.core import Block, Op, Value
 from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.index import Gather
 from ringc.ir.ops.pointwise import Cast
+from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose
 from ringc.ir.ops.source import Constant
 from ringc.ir.ops.state import StateAppend
 from ringc.ir.symbols import Dim, dim_text, shape_text, symbols_of
-from ringc.ir.types import DType, StateType, TensorType
+from ringc.ir.types import StateType, TensorType
 
 ELEMENTS = 2048
 """Elements that a program works on: 16 for each of 128 threads, that is two 16-byte loads of bf16."""
@@ -106,7 +107,8 @@ def emit(kernel: Kernel) -> str:
         CodegenError: the region holds an operation, or a size, that a row kernel can't.
     """
     tensors = Tensors(kernel)
-    body = _as_stored(expanded(kernel.function.body))
+    body = expanded(kernel.function.body)
+    _round_as_stored(body)
     roots = _roots(body, tensors)
     if not roots:
         raise CodegenError(f"@{kernel.name} has no results")
@@ -137,22 +139,37 @@ def emit(kernel: Kernel) -> str:
     return w.text()
 
 
-def _as_stored(region: Block) -> Block:
-    """A copy of a region in which a result that is read again is rounded to its type first.
+MOVES = (Broadcast, Concat, Gather, Reshape, Slice, Transpose)
+"""Operations that compute nothing: what they give has been rounded where what they are given has."""
 
-    A kernel that reads it from memory has it so: a norm is the same behind a sum in this kernel and in another one.
+
+def _round_as_stored(body: Block) -> None:
+    """Round a result that the kernel reads again to its type first, as a kernel has it that reads it from memory.
+
+    So a norm is the same behind a sum in its own kernel and in another one, and a text the same whichever of both a version takes.
     """
-    body = region.clone()
-    for value in body.outputs:
-        narrow = isinstance(value.type, TensorType) and value.type.dtype.is_float and value.type.dtype is not DType.F32
-        if value.op is None or isinstance(value.op, Cast | Gather) or not narrow or not value.users():
+    for value in dict.fromkeys(_unviewed(output) for output in body.outputs):
+        readers = [u for u in value.users() if not isinstance(u, Reshape) or u.result.users()]
+        if value.op is None or not readers or _is_rounded(value):
             continue
         behind = body.ops[body.ops.index(value.op) + 1]
-        readers = value.users()
         rounded = Builder(body, before=behind)(Cast(value, value.tensor.dtype))
         for reader in readers:
             reader.replace_input(value, rounded)
-    return body
+
+
+def _unviewed(value: Value) -> Value:
+    while isinstance(value.op, Reshape):
+        value = value.op.x
+    return value
+
+
+def _is_rounded(value: Value) -> bool:
+    """Whether a value is as exact in the kernel as in memory."""
+    op = value.op
+    if op is None or isinstance(op, Cast) or not isinstance(value.type, TensorType):
+        return True
+    return not value.type.dtype.is_float or (isinstance(op, MOVES) and all(_is_rounded(v) for v in op.inputs()))
 
 
 # -- which results are computed together

@@ -11,14 +11,15 @@ pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel
-from ringc.codegen.triton import route
+from ringc.codegen.triton import choose
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
+from ringc.codegen.triton.overlap import READ_LATE
 from ringc.errors import CodegenError
 from ringc.ir.ops.routing import Route
 from ringc.passes.schedules.routing import route_workspace, sort_workspace
-from tests.codegen.support_kernels import check, check_golden, kernel
+from tests.codegen.support_kernels import check, check_golden, kernel, reference, run
 
 
 def router(experts: int, inner: int, attributes: str, *, bias: bool = True, dtype: str = "f32") -> Kernel:
@@ -120,8 +121,61 @@ def test_of_logits(
     interpreter: InterpreterWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: str, pairs: int
 ) -> None:
     """The groups that stay are read again; of many rows two are taken at a time, and the last of an odd number alone."""
-    monkeypatch.setattr(route, "PAIRS", pairs)
-    check(interpreter, tmp_path, chooser(48, attributes), [3 * torch.randn(37, 48), torch.randn(48) * 0.3])
+    monkeypatch.setattr(choose, "PAIRS", pairs)
+    for rows in (37, 38):
+        check(interpreter, tmp_path, chooser(48, attributes), [3 * torch.randn(rows, 48), torch.randn(48) * 0.3])
+
+
+@pytest.mark.parametrize(
+    ("experts", "attributes"),
+    [
+        (20, "top_k = 4, groups = 4, keep = 2"),
+        (15, "top_k = 4, groups = 3, keep = 2, group_top = 1"),
+        (20, "top_k = 4, groups = 4, keep = 2, dropped = -9.0"),
+    ],
+)
+@pytest.mark.parametrize("pairs", [4096, 4])
+def test_what_fills_a_tile_counts_for_no_group(
+    interpreter: InterpreterWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    experts: int,
+    attributes: str,
+    pairs: int,
+) -> None:
+    """All scores are far below those of experts that aren't there."""
+    monkeypatch.setattr(choose, "PAIRS", pairs)
+    check(interpreter, tmp_path, chooser(experts, attributes), [torch.randn(25, experts), torch.full((experts,), -3.0)])
+
+
+def test_a_row_that_takes_several_warps_is_not_paired() -> None:
+    assert "PAIRS" in emit(chooser(512, "top_k = 4")).text
+    assert "PAIRS" not in emit(chooser(1024, "top_k = 4")).text
+
+
+def test_logits_without_a_bias(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    made = kernel(
+        """
+func @chooser(%logits: f16[N, 48]) {
+  %experts, %weights = route(%logits, _) {top_k = 4, groups = 8, keep = 4} : i32[N, 4], f16[N, 4]
+  return %experts, %weights
+}""",
+        "triton.route",
+    )
+    assert READ_LATE in emit(made).text
+    logits = torch.randn(9, 48).half()
+    assert torch.equal(run(interpreter, tmp_path, made, [logits])[0], reference(made, [logits])[0])
+
+
+def test_a_score_that_is_not_a_number_is_the_largest(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    """As PyTorch's topk has it: what is wrong stays to be seen."""
+    made = chooser(48, "top_k = 4, groups = 8, keep = 4")
+    logits = torch.randn(9, 48)
+    logits[::2, 7] = float("nan")
+    experts, weights = run(interpreter, tmp_path, made, [logits, torch.zeros(48)])
+    assert experts[::2, 0].eq(7).all()
+    assert weights[::2, 0].isnan().all()
+    assert "propagate_nan=tl.PropagateNan.ALL" in emit(made).text  # which the interpreter does anyway
 
 
 def test_dropped_groups_may_win_where_they_count_as_zero(interpreter: InterpreterWorker, tmp_path: Path) -> None:

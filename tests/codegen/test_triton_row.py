@@ -499,18 +499,52 @@ def test_ring_mini_does_not_spill() -> None:
         assert used.registers <= 64, f"{job.kernel}: {used.registers} registers leave few blocks for a processor"
 
 
-def test_a_result_that_is_read_again_is_rounded_first(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("view", ["%x", "%view"])
+def test_a_result_that_is_read_again_is_rounded_first(
+    interpreter: InterpreterWorker, tmp_path: Path, view: str
+) -> None:
     """As a kernel reads it that has it from memory."""
     made = kernel(
-        """
-func @rounded(%a: f16[N, 8], %b: f16[N, 8]) {
+        f"""
+func @rounded(%a: f16[N, 8], %b: f16[N, 8]) {{
   %x = add(%a, %b) : f16[N, 8]
+  %view = reshape(%x) {{shape = [N, 2, 4]}} : f16[N, 2, 4]
   %rest = sub(%x, %a) : f16[N, 8]
-  return %x, %rest
-}""",
+  return {view}, %rest
+}}""",
         "triton.row",
     )
     small = torch.full((3, 8), 2.0**-12, dtype=torch.float16)
     x, rest = run(interpreter, tmp_path, made, [torch.ones_like(small), small])
     assert x.eq(1).all()
     assert rest.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("made", "rounded"),
+    [
+        ("%x = gather(%a, %ids) : f16[N, 8]", 0),
+        ("%x = cast(%wide) {dtype = f16} : f16[N, 8]", 1),
+        ("%x = concat([%b, %b]) {axis = 1} : f16[N, 8]", 0),
+        ("%u = add(%a, %a) : f16[5, 8]\n  %x = gather(%u, %ids) : f16[N, 8]", 1),
+    ],
+)
+def test_what_is_exact_is_not_rounded(made: str, rounded: int) -> None:
+    """It was rounded where it was stored, or is rounded anyway."""
+    text = f"""
+func @exact(%a: f16[5, 8], %ids: i32[N], %wide: f32[N, 8], %b: f16[N, 4]) {{
+  {made}
+  %rest = abs(%x) : f16[N, 8]
+  return %x, %rest
+}}"""
+    assert emit(kernel(text, "triton.row")).text.count(".to(tl.float16).to(tl.float32)") == rounded
+
+
+def test_what_is_stored_whole_is_not_rounded() -> None:
+    text = """
+func @whole(%a: f32[N, 8]) {
+  %x = add(%a, %a) : f32[N, 8]
+  %rest = abs(%x) : f32[N, 8]
+  return %x, %rest
+}"""
+    assert ".to(" not in emit(kernel(text, "triton.row")).text.partition("def whole")[2].replace(".to(tl.int64)", "")
