@@ -10,7 +10,8 @@ from typing import Any
 from ringc.codegen.backend import Built, Launcher, run_source
 from ringc.codegen.cache import Cache
 from ringc.codegen.kernel import Source
-from ringc.codegen.triton.aot import CompiledKernel, Progress, compile_many
+from ringc.codegen.triton.aot import Progress, compile_many
+from ringc.codegen.triton.compile_job import CompiledKernel
 from ringc.codegen.triton.jit import prepare_jit
 from ringc.codegen.triton.jobs import compile_jobs, read_jobs
 from ringc.codegen.triton.labels import labels

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ringc.codegen.triton.aot import CompileJob, Constant
+from ringc.codegen.triton.compile_job import CompileJob, Constant
 from ringc.errors import CodegenError
 from ringc.ir.types import DType, Type
 

@@ -17,7 +17,9 @@ pytest.importorskip("triton")
 
 from ringc.codegen.cache import Cache
 from ringc.codegen.triton import aot
-from ringc.codegen.triton.aot import STAGES, CompiledKernel, CompileJob, Progress, build, compile_many, compile_source
+from ringc.codegen.triton.aot import Progress, compile_many, compile_source
+from ringc.codegen.triton.compile_job import STAGES, CompiledKernel, CompileJob
+from ringc.codegen.triton.compiler import build
 from ringc.codegen.triton.toolchain import (
     KNOWN_BAD,
     Range,
