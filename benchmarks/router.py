@@ -21,15 +21,12 @@ import torch
 import ringc
 from benchmarks.common import command_line, deliver, options, table, verdict
 from benchmarks.gpu import gpu_line, microseconds
+from benchmarks.moe_layer import LAYER
 from ringc.runtime.cache import Key
 from ringc.runtime.execute import Bound
 
-LAYER = 5
-"""The layer that is timed, counted among those with experts: neither the first nor the last."""
-
 GOALS = {8192: (3.0, 5.0)}
 """By tokens: how many times as fast as the peer's two kernels, each timed alone, at least, and what is aimed at."""
-
 
 PEER_ROWS = 32
 """linghe's product takes multiples of so many rows."""

@@ -20,11 +20,11 @@ from ringc.codegen.writer import Writer
 from ringc.errors import CodegenError
 from ringc.ir.core import Block, Function, Module, Op, Value
 from ringc.ir.ops.call import Call, Launch
-from ringc.ir.ops.shape import Reshape
+from ringc.ir.ops.shape import Reshape, storage_of
 from ringc.ir.ops.source import Weight
 from ringc.ir.symbols import Dim, dim_text, symbols_of
 from ringc.ir.types import StateType, TensorType, Type
-from ringc.passes.memory import joins, storage_of
+from ringc.passes.memory import joins
 
 WIDTH = 118
 """Columns of the file."""

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 from ringc.ir.core import Block, Function, Module, Op, Value
 from ringc.ir.ops.call import Call, Launch
+from ringc.ir.ops.shape import storage_of
 from ringc.ir.ops.source import Weight
 from ringc.passes.framework import Pass
 from ringc.passes.kernels import host_functions
-from ringc.passes.memory import storage_of
 from ringc.passes.target import Target
 
 EXPERTS = "grouped"

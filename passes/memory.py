@@ -14,7 +14,7 @@ import sympy
 
 from ringc.ir.core import Block, Function, Module, Op, Value
 from ringc.ir.ops.call import Call, Launch
-from ringc.ir.ops.shape import Reshape
+from ringc.ir.ops.shape import Reshape, storage_of
 from ringc.ir.symbols import Dim, dim_text
 from ringc.ir.types import StateType, TensorType
 from ringc.passes.framework import Pass
@@ -34,13 +34,6 @@ class MemoryPlan(Pass):
     def apply(self, module: Module, target: Target) -> None:
         for function in host_functions(module):
             _plan(module, function)
-
-
-def storage_of(value: Value) -> Value:
-    """The value whose memory this one is a view of."""
-    while isinstance(value.op, Reshape):
-        value = value.op.x
-    return value
 
 
 def joins(module: Module, body: Block) -> dict[Op, int]:

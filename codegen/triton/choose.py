@@ -144,6 +144,12 @@ class Choice:
         """The parameters that say which row's logits are read."""
         return ["logits", "row", *(["rows", "parts"] if self.summed else [])]
 
+    @property
+    def _of_scores(self) -> list[str]:
+        """The parameters of the function that makes scores, behind those of the row; the bias where it is read again."""
+        again = self._bias if self.narrows else []
+        return [*again, *(["b"] if self._bias else []), "number", "real"]
+
     def _logits(self, experts: str, real: str) -> str:
         """The text that reads a row's logits of some experts."""
         logit = element(self.op.logits.type)
@@ -154,9 +160,8 @@ class Choice:
     def _scores(self, w: Writer) -> None:
         """The function that makes what a row chooses by."""
         op, tiles = self.op, "GROUP_TILE"
-        again = self._bias if self.narrows else []
         w("@triton.jit")
-        self._head(w, "scores_of", [*self._of_row, *again, *(["b"] * len(self._bias)), "number", "real"])
+        self._head(w, "scores_of", [*self._of_row, *self._of_scores])
         with w.indented():
             also = ", and what its probabilities are made with" if self._sums else ""
             w(
@@ -167,7 +172,7 @@ class Choice:
                 w('x = tl.where(real, x, float("-inf"))')
                 w("largest = tl.max(tl.max(x, 1), 0)")
                 w("whole = tl.sum(tl.sum(tl.exp2((x - largest) * 1.4426950408889634), 1), 0)")
-            score = f"probability({', '.join(['x', *self._sums])}){' + b' * len(self._bias)}"
+            score = f"probability({', '.join(['x', *self._sums])}){' + b' if self._bias else ''}"
             if self.groups == 1:
                 w(f"score = {score}")
             else:
@@ -247,12 +252,10 @@ class Choice:
 
     def _begin(self, row: str) -> list[str]:
         program = f"tl.program_id(0).to(tl.int64){' * TOGETHER' if self.pairs else ''}"
-        again = self._bias if self.narrows else []
-        given = [*self._given(row), *again, *(["b"] * len(self._bias)), "number", "real"]
         made = [f"{row}{name}" for name in ("flat", "left", *self._sums)]
         return [
             f"{row}row = {'tl.minimum(row + 1, rows - 1)' if row else program}",
-            *_call(", ".join(made), "scores_of", given),
+            *_call(", ".join(made), "scores_of", [*self._given(row), *self._of_scores]),
             f"{row}best = tl.zeros([TOP_TILE], dtype=tl.int32)",
         ]
 

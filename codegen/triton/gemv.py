@@ -34,7 +34,7 @@ from ringc.ir.ops.index import Gather
 from ringc.ir.ops.pointwise import Cast, Mul
 from ringc.ir.ops.products import GatherMatMul, MatMul
 from ringc.ir.ops.reduce import Sum
-from ringc.ir.ops.shape import Reshape, Transpose
+from ringc.ir.ops.shape import Reshape, Transpose, storage_of
 from ringc.ir.symbols import dim_text, symbols_of
 from ringc.ir.types import TensorType
 from ringc.passes.front import before_product, in_front
@@ -317,9 +317,7 @@ def as_sums(body: Block) -> tuple[Block, list[Value]]:
 
 def _is_made(value: Value) -> bool:
     """Whether a value is computed, and not read."""
-    while isinstance(value.op, Reshape):
-        value = value.op.x
-    return value.op is not None
+    return storage_of(value).op is not None
 
 
 def _is_summed(op: Op) -> bool:

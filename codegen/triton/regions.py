@@ -35,7 +35,7 @@ from ringc.ir.core import Op, Value
 from ringc.ir.elements import Elementwise
 from ringc.ir.ops.pointwise import Cast, Cos, Sin
 from ringc.ir.ops.reduce import Mean, Reduction
-from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose
+from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose, storage_of
 from ringc.ir.ops.source import Constant, SegmentIds
 from ringc.ir.symbols import Dim, add, dim_text
 from ringc.ir.types import DType, TensorType
@@ -424,8 +424,7 @@ def parted_loads(lines: Sequence[str | Scope], pointers: str) -> tuple[list[str 
 
 def viewed(value: Value) -> Value | None:
     """The argument that a value is another view of, if it is one."""
-    while isinstance(value.op, Reshape):
-        value = value.op.x
+    value = storage_of(value)
     return value if value.op is None and isinstance(value.type, TensorType) else None
 
 

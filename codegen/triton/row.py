@@ -27,7 +27,7 @@ from ringc.ir.core import Block, Op, Value
 from ringc.ir.ops.composite import expanded
 from ringc.ir.ops.index import Gather
 from ringc.ir.ops.pointwise import Cast
-from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose
+from ringc.ir.ops.shape import Broadcast, Concat, Reshape, Slice, Transpose, storage_of
 from ringc.ir.ops.source import Constant
 from ringc.ir.ops.state import StateAppend
 from ringc.ir.symbols import Dim, dim_text, shape_text, symbols_of
@@ -148,7 +148,7 @@ def _round_as_stored(body: Block) -> None:
 
     So a norm is the same behind a sum in its own kernel and in another one, and a text the same whichever of both a version takes.
     """
-    for value in dict.fromkeys(_unviewed(output) for output in body.outputs):
+    for value in dict.fromkeys(storage_of(output) for output in body.outputs):
         readers = [u for u in value.users() if not isinstance(u, Reshape) or u.result.users()]
         if value.op is None or not readers or _is_rounded(value):
             continue
@@ -156,12 +156,6 @@ def _round_as_stored(body: Block) -> None:
         rounded = Builder(body, before=behind)(Cast(value, value.tensor.dtype))
         for reader in readers:
             reader.replace_input(value, rounded)
-
-
-def _unviewed(value: Value) -> Value:
-    while isinstance(value.op, Reshape):
-        value = value.op.x
-    return value
 
 
 def _is_rounded(value: Value) -> bool:

@@ -38,6 +38,13 @@ class Reshape(Elementwise):
         return 0
 
 
+def storage_of(value: Value) -> Value:
+    """The value whose memory this one is a view of."""
+    while isinstance(value.op, Reshape):
+        value = value.op.x
+    return value
+
+
 @operation("broadcast")
 class Broadcast(Elementwise):
     """numpy broadcasting to a shape."""

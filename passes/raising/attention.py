@@ -8,7 +8,7 @@ from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.pointwise import Cast, Le, Lt, Mul, Where
 from ringc.ir.ops.products import MatMul
 from ringc.ir.ops.rows import Softmax
-from ringc.ir.ops.shape import Reshape
+from ringc.ir.ops.shape import Reshape, storage_of
 from ringc.ir.ops.source import Iota, SegmentIds
 from ringc.ir.ops.state import StateRead
 from ringc.ir.symbols import Dim, product
@@ -68,9 +68,7 @@ def _unscaled(q: Value) -> tuple[Value, float]:
     """The queries without constant factors, which may stand before or after a reshape."""
     factor, value = 1.0, q
     while True:
-        inner = value
-        while isinstance(inner.op, Reshape):
-            inner = inner.op.x
+        inner = storage_of(value)
         if not (isinstance(inner.op, Mul) and is_number(inner.op.b)):
             return value, factor
         factor *= number(inner.op.b)

@@ -11,13 +11,13 @@ import torch
 from ringc.ir.core import Level, Value
 from ringc.ir.levels import verify
 from ringc.ir.ops.call import Call, Fused, Launch
+from ringc.ir.ops.shape import storage_of
 from ringc.ir.ops.source import Weight
 from ringc.ir.symbols import evaluate, parse_dim
 from ringc.ir.text_parse import parse_module
 from ringc.ir.text_print import print_module
 from ringc.ir.types import TensorType
 from ringc.passes.framework import PassManager, verify_each
-from ringc.passes.memory import storage_of
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.target import target
 from tests.passes.support_model import Program, inputs_of, tiny_spec
