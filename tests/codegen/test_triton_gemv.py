@@ -467,3 +467,13 @@ def test_ring_mini_does_not_spill() -> None:
         assert (used.spill_stores, used.spill_loads, used.stack_bytes) == (0, 0, 0), name
         # A thread keeps 64 to 128 elements of a weight on their way; with 168 registers a processor still holds 12 warps.
         assert used.registers <= 168, (name, used.registers)
+
+
+def test_a_view_of_what_is_read_is_not_rounded() -> None:
+    text = """
+func @viewed(%x: f16[N, 4, 24], %w: f16[50, 96]) {
+  %0 = reshape(%x) {shape = [N, 96]} : f16[N, 96]
+  %1 = matmul(%0, %w) {transpose_b = true} : f16[N, 50]
+  return %1
+}"""
+    assert ".to(tl.float16).to(tl.float32)" not in emit(kernel(text, "triton.gemv")).text

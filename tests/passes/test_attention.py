@@ -125,6 +125,11 @@ def test_mask(mask, heads):
     check(attention(heads, mask=mask), 0.3)
 
 
+def test_scale_in_front_of_a_view_of_the_queries():
+    scaled = f"{C}\n%qs = mul(%q, %c)\n%qr = reshape(%qs)"
+    check(attention(scale="none").replace("%qr = reshape(%q)", scaled), 0.3)
+
+
 def test_scale_after_the_mask():
     text = (
         attention(scale="none")

@@ -165,3 +165,16 @@ def test_the_pass_manager_verifies_between_passes() -> None:
     )
     assert seen == ["canonicalize", "raise"]
     assert replace(target("cpu"), name="x").name == "x"
+
+
+def test_a_view_of_a_view_lies_in_the_same_memory() -> None:
+    text = """module @m level graph
+    symbol N >= 1
+    func @f(%x: f32[N, 8]) {
+      %a = exp(%x)
+      %b = reshape(%a) {shape = [N, 2, 4]}
+      %c = reshape(%b) {shape = [N, 8]}
+      return %c
+    }"""
+    (view,) = parse_module(text).functions["f"].body.outputs
+    assert storage_of(view).name == "a"
