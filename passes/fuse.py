@@ -12,7 +12,8 @@ pointwise work before and behind it as far as the family allows; what no anchor 
 |---|---|---|---|
 | matmul | products of one left operand | - | pointwise: residual, gate, SwiGLU over two products |
 | grouped | expert products of the same rows | gather of the rows | pointwise: SwiGLU, routing weight; the sum over few rows' experts |
-| attention, linear_attention | the mixer | - | - |
+| attention | the mixer | - | - |
+| linear_attention | the mixer | the cut of v out of a wider product, for a GPU's chunked form | - |
 | route | the routing chain | the router's product, but for a GPU's one row | - |
 | sort | sort_by_key | - | - |
 | row | - | pointwise, row reductions, gathers, appends to caches | |
@@ -35,7 +36,7 @@ from ringc.ir.ops.products import GatherMatMul, MatMul, SegmentMatMul
 from ringc.ir.ops.reduce import Reduction, Sum
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.rows import RmsNorm, Softmax
-from ringc.ir.ops.shape import Pack, Reshape
+from ringc.ir.ops.shape import Pack, Reshape, Slice
 from ringc.ir.ops.source import Constant, Param, SegmentIds
 from ringc.ir.ops.state import StateAppend
 from ringc.ir.symbols import Shape
@@ -76,7 +77,8 @@ class Fuse(Pass):
     def apply(self, module: Module, target: Target) -> None:
         for function in module.functions.values():
             if "family" not in function.notes:
-                _Fuser(function.body, self, one_row=is_one_row(function, target)).run()
+                one_row = is_one_row(function, target)
+                _Fuser(function.body, self, one_row=one_row, cuts=target.backend == "triton").run()
 
 
 def is_weight(value: Value) -> bool:
@@ -95,10 +97,13 @@ def is_row_op(op: Op) -> bool:
 
 
 class _Fuser:
-    def __init__(self, body: Block, options: Fuse, *, one_row: bool) -> None:
+    """One function's regions; `cuts`: whether the chunked form of linear attention reads its values where they lie in a wider product."""
+
+    def __init__(self, body: Block, options: Fuse, *, one_row: bool, cuts: bool) -> None:
         self.body = body
         self.options = options
         self.one_row = one_row
+        self.cuts = cuts
         self.region_of: dict[Op, Region] = {}
         self.regions: list[Region] = []
         self.order = {op: i for i, op in enumerate(body.ops)}
@@ -240,13 +245,16 @@ class _Fuser:
         return all(set(v.uses) == {user} for v in leaving if user in v.uses)
 
     def take_loads(self) -> None:
-        """What is cheap to make again while loading: the gather of an expert product's rows, the router's product."""
+        """What is cheap to make again while loading: the gather of an expert product's rows, the router's product, the cut of values."""
         for region in self.regions:
             anchor = region.anchors[0]
-            first = anchor.inputs()[0].op
+            first = (anchor.v if isinstance(anchor, LinearAttention) else anchor.inputs()[0]).op
             if first is None or first.block is not self.body:
                 continue
             match region.family, first:
+                case "linear_attention", Reshape() if self.cuts and self.is_cut(anchor, first.x.op):
+                    self.take(region, first)
+                    self.take(region, first.x.op)
                 case "grouped", Gather() if isinstance(anchor, SegmentMatMul):
                     self.take(region, first)
                     self.take(region, first.ids.op)
@@ -263,6 +271,13 @@ class _Fuser:
     def feeds(self, product: MatMul, anchor: Op) -> bool:
         """Whether a product is one of the regions' anchors, and nothing else reads it."""
         return product in self.region_of and self.only_user([product.result], anchor)
+
+    def is_cut(self, mixer: Op, cut: Op | None) -> bool:
+        """Whether an operation cuts columns, for chunked linear attention, out of a wider matrix that is in memory anyway."""
+        if not (isinstance(mixer, LinearAttention) and mixer.form == "chunked" and isinstance(cut, Slice)):
+            return False
+        there = cut.x.op is None or cut.x.op in self.region_of
+        return there and cut.x.tensor.rank == 2 and (cut.axis, cut.step) == (1, 1)
 
     def take(self, region: Region, op: Op | None) -> None:
         """Put an operation in front, if nothing else uses it."""

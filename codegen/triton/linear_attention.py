@@ -17,6 +17,7 @@ from ringc.codegen.triton.signature import RESERVED
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
 from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.shape import Reshape, Slice
 from ringc.ir.types import DType
 
 SAFE_EXPONENT = 60.0
@@ -69,16 +70,26 @@ def mixer(kernel: Kernel) -> LinearAttention:
 
 
 class Text:
-    """What both forms of linear_attention alone fill into their text: sizes, masks of padded tiles, names of arguments.
+    """What both forms of linear_attention fill into their text: sizes, masks of padded tiles, names of arguments.
+
+    Its values may be cut out of a wider matrix, in whose rows they are `values_row` elements apart and begin at `values_first`.
 
     Raises:
-        CodegenError: the region is more than a linear_attention, or its state isn't f32.
+        CodegenError: the region is more than a linear_attention and the cut of its values, or its state isn't f32.
     """
 
     def __init__(self, kernel: Kernel) -> None:
         self.op = op = mixer(kernel)
-        if len(kernel.function.body.ops) != 1:
-            raise CodegenError(f"@{kernel.name}: this template takes linear_attention alone")
+        self.values, self.values_first = op.v, 0
+        alone = 1
+        if isinstance(op.v.op, Reshape) and isinstance(op.v.op.x.op, Slice):
+            cut, alone = op.v.op.x.op, 3
+            self.values, self.values_first = cut.x, cut.start
+        self.values_row = math.prod(int(d) for d in self.values.shape[1:])
+        if len(kernel.function.body.ops) != alone or self.values.op is not None:
+            raise CodegenError(
+                f"@{kernel.name}: this template takes linear_attention alone, but for a cut of its values"
+            )
         self.heads, self.dk = (int(d) for d in op.q.shape[1:])
         self.dv = int(op.v.shape[2])
         self.tile_k, self.tile_v = padded(self.dk), padded(self.dv)
@@ -125,7 +136,15 @@ def emit_chunked(kernel: Kernel) -> str:
     q, slots = t.name(t.op.q), t.name(t.op.slots)
     tensors = {"slopes": "*fp32", "state": "*fp32", "slots": "*i32", "offsets": "*i32"}
     sizes = {"segment": "i32", "sequences": "i32", "steps": "i32"}
-    constants = {"H": t.heads, "DK": t.dk, "DV": t.dv, "KEYS": t.tile_k, "CHUNK": chunk}
+    constants = {
+        "H": t.heads,
+        "DK": t.dk,
+        "DV": t.dv,
+        "KEYS": t.tile_k,
+        "CHUNK": chunk,
+        "V_ROW": t.values_row,
+        "V_FIRST": t.values_first,
+    }
     jobs = [
         Job(
             "inflow_of", {"k": t.element, "v": t.element, **tensors, "inflow": "*fp32", **sizes}, {**constants, "BLOCK_V": wide},
@@ -136,7 +155,7 @@ def emit_chunked(kernel: Kernel) -> str:
             {**constants, "BLOCK_V": narrow, "SCALE": t.op.scale}, num_warps=4, num_stages=2,
         ),
     ]  # fmt: skip
-    k, v, slopes, state, offsets = (t.name(x) for x in (t.op.k, t.op.v, t.op.slopes, t.op.state, t.op.offsets))
+    k, v, slopes, state, offsets = (t.name(x) for x in (t.op.k, t.values, t.op.slopes, t.op.state, t.op.offsets))
     return f'''{HEAD}
 
 {jobs_text(jobs)}
@@ -184,6 +203,7 @@ def _inflow(m: dict[str, str]) -> str:
 def inflow_of(
     k, v, slopes, state, slots, offsets, inflow, segment, sequences, steps,
     H: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_V: tl.constexpr,
+    V_ROW: tl.constexpr, V_FIRST: tl.constexpr,
 ):
     """What enters each segment from just before it: the sequence's state, or what the segment before builds up from zero.
 
@@ -215,12 +235,12 @@ def inflow_of(
         to_end = tl.exp2(decay * (CHUNK - 1 - token))
         over_chunk = tl.exp2(decay * CHUNK)
         k_base = k + ((first - segment).to(tl.int64) * H + head) * DK
-        v_base = v + ((first - segment).to(tl.int64) * H + head) * DV
+        v_base = v + (first - segment).to(tl.int64) * V_ROW + V_FIRST + head * DV
         s = tl.zeros([KEYS, BLOCK_V], dtype=tl.float32)
         for start in range(skipped, segment, CHUNK):
             at = (start + token)[:, None]
             k_tile = tl.load(k_base + at * (H * DK) + key[None, :]{key_mask})
-            v_tile = tl.load(v_base + at * (H * DV) + value[None, :]{value_mask})
+            v_tile = tl.load(v_base + at * V_ROW + value[None, :]{value_mask})
             weighted = (v_tile * to_end[:, None]).to(v_tile.dtype)
             s = tl.dot(tl.trans(k_tile), weighted, s * over_chunk, input_precision="ieee")
         tl.store(inflow_at, s{m["store_tile"]})'''
@@ -261,7 +281,7 @@ def _scan(m: dict[str, str], scaled: bool) -> str:
 def scan(
     q, k, v, slopes, state, slots, offsets, o, inflow, segment, sequences, steps,
     H: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_V: tl.constexpr,
-    SCALE: tl.constexpr,
+    V_ROW: tl.constexpr, V_FIRST: tl.constexpr, SCALE: tl.constexpr,
 ):
     """Every segment sums the decayed inflows of its sequence up to its own, as far back as its head sees, then runs its chunks.
 
@@ -299,7 +319,7 @@ def scan(
         # Bases are int64; offsets within a segment fit int32.
         q_base = q + (first.to(tl.int64) * H + head) * DK
         k_base = k + (first.to(tl.int64) * H + head) * DK
-        v_base = v + (first.to(tl.int64) * H + head) * DV
+        v_base = v + first.to(tl.int64) * V_ROW + V_FIRST + head * DV
         o_base = o + (first.to(tl.int64) * H + head) * DV
         token = tl.arange(0, CHUNK)
         {tables}
@@ -308,7 +328,7 @@ def scan(
             at = (start + token)[:, None]
             q_tile = tl.load(q_base + at * (H * DK) + key[None, :], mask=inside{m["rows_key"]}, other=0.0)
             k_tile = tl.load(k_base + at * (H * DK) + key[None, :], mask=inside{m["rows_key"]}, other=0.0)
-            v_tile = tl.load(v_base + at * (H * DV) + value[None, :], mask=inside{m["rows_value"]}, other=0.0)
+            v_tile = tl.load(v_base + at * V_ROW + value[None, :], mask=inside{m["rows_value"]}, other=0.0)
             {step}
             tl.store(o_base + at * (H * DV) + value[None, :], out.to(o.dtype.element_ty), mask=inside{m["rows_value"]})
             count = tl.minimum(length - start, CHUNK)

@@ -13,11 +13,12 @@ pytest.importorskip("triton")
 from ringc.codegen import standalone
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel
-from ringc.codegen.triton import grouped
+from ringc.codegen.triton import grouped, grouped_many
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
 from ringc.errors import CodegenError
+from ringc.ir.text_print import print_function
 from tests.codegen.support_kernels import check, check_golden, kernel, offsets_of
 
 
@@ -97,16 +98,31 @@ def test_down(interpreter: InterpreterWorker, tmp_path: Path, name: str) -> None
     check(interpreter, tmp_path, down(8, 130, 40), inputs)
 
 
-@pytest.mark.parametrize("lengths", [[600, 0, 140], [257, 256, 255]])
+MANY_ROWS = [[600, 0, 140], [193, 192, 191], [64, 65, 1], [128, 129, 320]]
+"""By tiles of 192 rows: of one part, of the other, of both; a number of experts that is no power of two."""
+
+
+@pytest.mark.parametrize("lengths", MANY_ROWS)
 def test_many_rows(interpreter: InterpreterWorker, tmp_path: Path, lengths: list[int]) -> None:
-    """Large tiles; a number of experts that is no power of two."""
     inputs = [torch.randn(sum(lengths), 32), torch.randn(3, 128, 32) * 0.2, offsets_of(lengths)]
     check(interpreter, tmp_path, down(3, 128, 32), inputs)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("lengths", MANY_ROWS)
+def test_many_rows_of_two_weights(
+    interpreter: InterpreterWorker, tmp_path: Path, lengths: list[int], weighted: bool
+) -> None:
+    """Columns and an inner axis that no block divides."""
+    rows = sum(lengths) // 2 * 2
+    lengths = [*lengths[:2], lengths[2] - (sum(lengths) - rows)]
+    weights = [torch.rand(rows)] if weighted else []
+    check(interpreter, tmp_path, up(3, 72, 48, 2, weighted=weighted), [*spread(lengths, 2, 72, 48), *weights])
+
+
 def test_every_tile_has_a_number() -> None:
     """What the kernel's numbering rests on: no two tiles share one, and none lies behind the grid."""
-    for block in (grouped.SMALL, grouped.MIDDLE):
+    for block in (grouped.FEW, grouped_many.ROWS + grouped_many.MORE):
         for lengths in (*LENGTHS.values(), [1] * 8, [block] * 8, [block - 1, block + 1, 2 * block, 0, 1, 0, 0, 5]):
             starts = offsets_of(lengths).tolist()
             numbers = [starts[e] // block + e + i for e, n in enumerate(lengths) for i in range(-(-n // block))]
@@ -136,6 +152,12 @@ def test_ring_mini_does_not_spill() -> None:
         assert used.register_a_wgmma == 0
         assert used.hgmma > 0 or job.constants["ROWS"] == 16
         assert used.shared_bytes <= 227 * 1024
+
+
+def test_narrow_tiles_fit_into_an_a100() -> None:
+    text = str(print_function(down(256, 2048, 512, "bf16").function))
+    jobs = compile_jobs(emit(kernel(text, "triton.grouped{columns=128}")).text, "down", 80)
+    assert max(made.resources.shared_bytes for made in compile_many(jobs)) <= 163 * 1024
 
 
 def test_by_itself_it_takes_few_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

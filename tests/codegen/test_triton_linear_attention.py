@@ -17,6 +17,7 @@ from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
 from ringc.codegen.triton.linear_attention import FORGOTTEN, HORIZON_OF
 from ringc.errors import CodegenError
+from ringc.ir.text_print import print_function
 from tests.codegen.support_kernels import check, check_golden, distance, kernel, offsets_of, reference, run
 
 
@@ -221,6 +222,39 @@ def test_the_horizon_keeps_its_bound(interpreter: InterpreterWorker, tmp_path: P
 @pytest.mark.parametrize("slope", [0.0, -0.0, 1e-12])
 def test_without_decay_nothing_is_forgotten(interpreter: InterpreterWorker, tmp_path: Path, slope: float) -> None:
     assert horizon_of(interpreter, tmp_path, slope) == 10**9 + 1
+
+
+def cut(heads: int, dk: int, dv: int, *, first: int, width: int, behind: str = "") -> Kernel:
+    """A kernel of linear_attention whose values are columns of a wider matrix."""
+    values, pool = f"f32[N / B, {heads}, {dv}]", f"state<f32[P; {heads}, {dk}, {dv}]>"
+    function = f"""
+func @mixer(%wide: f32[N / B, {width}], %q: f32[N / B, {heads}, {dk}], %k: f32[N / B, {heads}, {dk}], %slopes: f32[{heads}], %state: {pool},
+    %slots: i32[B], %offsets: i32[B + 1]) {{
+  %part = slice(%wide) {{axis = 1, start = {first}, stop = {first + heads * dv}}}
+  %v = reshape(%part) {{shape = [N, {heads}, {dv}]}}{behind}
+  %o, %after = linear_attention(%q, %k, %v, %slopes, %state, %slots, %offsets)
+    {{scale = 0.3, form = "chunked", steepest = 0.4}} : {values}, {pool}
+  return %o, %after
+}}"""
+    return kernel(function, CHUNKED, [f"f32[{heads}*B + {heads}*min(N // 32, 4), {dk}, {dv}]"])
+
+
+@pytest.mark.parametrize(("heads", "dk", "dv", "first", "width"), [(3, 16, 32, 0, 96), (2, 24, 20, 24, 100)])
+def test_values_are_read_where_they_lie(
+    interpreter: InterpreterWorker, tmp_path: Path, heads: int, dk: int, dv: int, first: int, width: int
+) -> None:
+    q, k, v, *others = inputs(heads, dk, dv, *RAGGED, SLOPES)
+    wide = torch.randn(len(v), width)
+    check(interpreter, tmp_path, cut(heads, dk, dv, first=first, width=width), [wide, q, k, *others])
+
+
+def test_values_that_have_to_be_made_are_refused() -> None:
+    made = cut(2, 16, 16, first=0, width=32, behind="\n  %v1 = neg(%v)").function
+    (mixed,) = [op for op in made.body.ops if op.name == "linear_attention"]
+    (negated,) = [op for op in made.body.ops if op.name == "neg"]
+    mixed.replace_input(mixed.inputs()[2], negated.results[0])
+    with pytest.raises(CodegenError, match="alone, but for a cut of its values"):
+        emit(kernel(str(print_function(made)), CHUNKED, ["f32[2*B + 2*min(N // 32, 4), 16, 16]"]))
 
 
 def test_free_slots_of_the_pool_stay_as_they_are(interpreter: InterpreterWorker, tmp_path: Path) -> None:

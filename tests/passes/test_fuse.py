@@ -240,6 +240,39 @@ def test_a_product_adds_up_its_row_s_experts_and_no_more() -> None:
     assert [op.name for op in product.body.ops] == ["gather_matmul", "sum"]
 
 
+MIXED = """func @f(%w: f32[N / B, 24], %k: f32[N / B, 2, 4], %a: f32[2], %s: state<f32[P; 2, 4, 4]>, %slots: i32[B], %o: i32[B + 1]) {
+  %0 = slice(%w) {axis = 1, start = 8, stop = 16}
+  %v = reshape(%0) {shape = [N, 2, 4]}
+  %1 = slice(%w) {axis = 1, start = 0, stop = 8}
+  %2 = neg(%1)
+  %q = reshape(%2) {shape = [N, 2, 4]}
+  %y, %after = linear_attention(%q, %k, %v, %a, %s, %slots, %o) {scale = 1.0, form = "chunked", steepest = 0.5}
+  return %y, %after
+}"""
+
+
+@pytest.mark.parametrize(
+    ("device", "old", "new", "expected"),
+    [
+        ("sm_90", "", "", ["slice", "reshape", "linear_attention"]),
+        ("sm_90", '"chunked"', '"recurrent"', ["linear_attention"]),
+        ("sm_90", "stop = 16}", "stop = 24, step = 2}", ["linear_attention"]),
+        ("sm_90", "return %y", "return %v, %y", ["linear_attention"]),
+        ("sm_90", "%0 = slice(%w)", "%3 = neg(%w)\n  %0 = slice(%3)", ["linear_attention"]),
+        ("cpu", "", "", ["linear_attention"]),
+    ],
+    ids=["cut", "recurrent", "with steps", "wanted elsewhere", "of row work", "on a CPU"],
+)
+def test_the_chunked_form_reads_its_values_where_they_lie(device: str, old: str, new: str, expected: list[str]) -> None:
+    module = parse_module(
+        "module @m level fused\nsymbol N >= 1\nsymbol B >= 1\nsymbol P >= 1\n\n" + MIXED.replace(old, new)
+    )
+    PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target(device))
+    regions = [op for op in module.functions["f"].body.ops if isinstance(op, Fused)]
+    (mixed,) = [r for r in regions if r.family == "linear_attention"]
+    assert [op.name for op in mixed.body.ops] == expected
+
+
 def test_rows_are_not_gathered_in_front_of_weights_that_are_named() -> None:
     module = parse_module(
         HEAD

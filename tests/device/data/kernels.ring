@@ -68,6 +68,13 @@ func @linear_chunked(%q: bf16[N / B, 16, 128], %k: bf16[N / B, 16, 128], %v: bf1
   return %1, %2
 }
 
+func @linear_chunked_cut(%0: bf16[N / B, 8192], %q: bf16[N / B, 16, 128], %k: bf16[N / B, 16, 128], %1: f32[16], %state: state<f32[P; 16, 128, 128]>, %slots: i32[B], %offsets: i32[B + 1]) with {family = "linear_attention"} {
+  %2 = slice(%0) {axis = 1, start = 4096, stop = 6144} : bf16[N / B, 2048]
+  %v = reshape(%2) {shape = [N, 16, 128]} : bf16[N / B, 16, 128]
+  %3, %4 = linear_attention(%q, %k, %v, %1, %state, %slots, %offsets) {scale = 0.08838834764831845, form = "chunked", steepest = 0.7071138522543595} : bf16[N / B, 16, 128], state<f32[P; 16, 128, 128]>
+  return %3, %4
+}
+
 func @gate(%0: bf16[N / B, 8192], %1: bf16[N / B, 16, 128], %g_norm: bf16[2048]) with {family = "row"} {
   %2 = slice(%0) {axis = 1, start = 6144, stop = 8192} : bf16[N / B, 2048]
   %3 = reshape(%1) {shape = [N, 4, 512]} : bf16[N / B, 4, 512]
