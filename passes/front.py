@@ -29,6 +29,15 @@ def in_front(body: Block, *values: Value) -> list[Op]:
     return ops
 
 
+def cut_of_values(op: LinearAttention) -> Slice | None:
+    """The cut of the values out of a wider matrix, if they are some of its columns, in heads: a kernel can read them where they lie."""
+    heads = op.v.op
+    cut = heads.x.op if isinstance(heads, Reshape) else None
+    if not isinstance(cut, Slice) or cut.x.tensor.rank != 2 or (cut.axis, cut.step) != (1, 1):
+        return None
+    return cut
+
+
 def front_of(op: LinearAttention, ops: Collection[Op]) -> tuple[Block, list[Value]]:
     """Row work in front of an operation as a block of its own, with composite operations written out.
 

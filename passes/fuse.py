@@ -36,11 +36,12 @@ from ringc.ir.ops.products import GatherMatMul, MatMul, SegmentMatMul
 from ringc.ir.ops.reduce import Reduction, Sum
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.rows import RmsNorm, Softmax
-from ringc.ir.ops.shape import Pack, Reshape, Slice
+from ringc.ir.ops.shape import Pack, Reshape
 from ringc.ir.ops.source import Constant, Param, SegmentIds
 from ringc.ir.ops.state import StateAppend
 from ringc.ir.symbols import Shape
 from ringc.passes.framework import Pass
+from ringc.passes.front import cut_of_values
 from ringc.passes.regions import leaving, replace_by_region
 from ringc.passes.rewrite import drop_unused
 from ringc.passes.target import Target
@@ -246,15 +247,16 @@ class _Fuser:
 
     def take_loads(self) -> None:
         """What is cheap to make again while loading: the gather of an expert product's rows, the router's product, the cut of values."""
-        for region in self.regions:
+        for region in list(self.regions):
             anchor = region.anchors[0]
-            first = (anchor.v if isinstance(anchor, LinearAttention) else anchor.inputs()[0]).op
+            if isinstance(anchor, LinearAttention):
+                if self.cuts:
+                    self.take_cut(region, anchor)
+                continue
+            first = anchor.inputs()[0].op
             if first is None or first.block is not self.body:
                 continue
             match region.family, first:
-                case "linear_attention", Reshape() if self.cuts and self.is_cut(anchor, first.x.op):
-                    self.take(region, first)
-                    self.take(region, first.x.op)
                 case "grouped", Gather() if isinstance(anchor, SegmentMatMul):
                     self.take(region, first)
                     self.take(region, first.ids.op)
@@ -272,12 +274,15 @@ class _Fuser:
         """Whether a product is one of the regions' anchors, and nothing else reads it."""
         return product in self.region_of and self.only_user([product.result], anchor)
 
-    def is_cut(self, mixer: Op, cut: Op | None) -> bool:
-        """Whether an operation cuts columns, for chunked linear attention, out of a wider matrix that is in memory anyway."""
-        if not (isinstance(mixer, LinearAttention) and mixer.form == "chunked" and isinstance(cut, Slice)):
-            return False
+    def take_cut(self, region: Region, mixer: LinearAttention) -> None:
+        """Put the cut of its values out of a matrix that is in memory anyway in front of a chunked mixer, if nothing else wants them."""
+        cut, heads = cut_of_values(mixer), mixer.v.op
+        if mixer.form != "chunked" or cut is None or heads is None or cut.block is not self.body:
+            return
         there = cut.x.op is None or cut.x.op in self.region_of
-        return there and cut.x.tensor.rank == 2 and (cut.axis, cut.step) == (1, 1)
+        if there and mixer.v.uses == [mixer] and cut.result.uses == [heads]:
+            self.join(region, heads)
+            self.join(region, cut)
 
     def take(self, region: Region, op: Op | None) -> None:
         """Put an operation in front, if nothing else uses it."""

@@ -30,7 +30,7 @@ def emit(kernel: Kernel) -> str:
     """
     p = Product(kernel, (*LOCALS, *grouped_many.NAMES))
     experts, _ = experts_of(p)
-    few, many = few_tiling(p), grouped_many.tiling(p)
+    few, many = _few_tiling(p), grouped_many.tiling(p)
     few_text, few_sizes = _few(p, few)
     many_text, many_sizes = grouped_many.text(p, many)
     tensors = p.tensors.all
@@ -61,22 +61,26 @@ def emit(kernel: Kernel) -> str:
         with w.block(f"if rows < {TO_MANY * experts}:"):
             w(f"step = 1 if rows <= rows // {FEW} + {experts} else {FEW}")
             w(f"tiles = rows if step == 1 else rows // {FEW} + {experts}")
-            w(f"{p.name}_few[{_launch(p, few, few_numbers)}, **pinned(JOBS[0]))")
+            w(_launch(p, "few", few, few_numbers, 0))
         with w.block("else:"):
             w(f"tiles = rows // {grouped_many.ROWS + grouped_many.MORE} + {experts}")
-            w(f"{p.name}_many[{_launch(p, many, many_numbers)}, **pinned(JOBS[1]))")
+            w(_launch(p, "many", many, many_numbers, 1))
     return w.text()
 
 
-def few_tiling(p: Product) -> Tiling:
-    """The configuration for few rows of an expert."""
-    return p.tiling(FEW, 32 if len(p.anchors) == 2 else 64, 128, 4, 4)
+def _few_tiling(p: Product) -> Tiling:
+    """The configuration for few rows of an expert.
+
+    H100, 256 experts of ring-mini, up of 32, 64, 128 and 256 tokens, us: 205.9, 262.9, 307.0, 334.4; with 128 of the inner axis in four
+    stages 206.7, 265.5, 309.2, 337.6. Down is within 1 % in all that were tried.
+    """
+    return p.tiling(FEW, 32, 256, 4, 3) if len(p.anchors) == 2 else p.tiling(FEW, 64, 128, 4, 4)
 
 
-def _launch(p: Product, tiling: Tiling, numbers: list[str]) -> str:
-    """Grid and arguments of a launch."""
+def _launch(p: Product, kernel: str, tiling: Tiling, numbers: list[str], job: int) -> str:
     given = [*p.tensors.all, *("DEPTH" if n == "depth" else n for n in numbers)]
-    return f"(tiles * {-(-p.columns // tiling.columns)},)]({', '.join(given)}"
+    columns = -(-p.columns // tiling.columns)
+    return f"{p.name}_{kernel}[(tiles * {columns},)]({', '.join(given)}, **pinned(JOBS[{job}]))"
 
 
 def _few(p: Product, tiling: Tiling) -> tuple[str, list[str]]:

@@ -17,8 +17,8 @@ from ringc.codegen.triton.signature import RESERVED
 from ringc.errors import CodegenError
 from ringc.ir.core import Value
 from ringc.ir.ops.mixers import LinearAttention
-from ringc.ir.ops.shape import Reshape, Slice
 from ringc.ir.types import DType
+from ringc.passes.front import cut_of_values
 
 SAFE_EXPONENT = 60.0
 """Largest `slope * chunk` at which rows may be scaled by `exp(slope * (j + 1))`: 1e26, times values and scores far below 3e38."""
@@ -80,13 +80,11 @@ class Text:
 
     def __init__(self, kernel: Kernel) -> None:
         self.op = op = mixer(kernel)
-        self.values, self.values_first = op.v, 0
-        alone = 1
-        if isinstance(op.v.op, Reshape) and isinstance(op.v.op.x.op, Slice):
-            cut, alone = op.v.op.x.op, 3
-            self.values, self.values_first = cut.x, cut.start
+        cut = cut_of_values(op)
+        self.values, self.values_first = (op.v, 0) if cut is None else (cut.x, cut.start)
         self.values_row = math.prod(int(d) for d in self.values.shape[1:])
-        if len(kernel.function.body.ops) != alone or self.values.op is not None:
+        alone = len(kernel.function.body.ops) == (1 if cut is None else 3)
+        if not alone or self.values.op is not None:
             raise CodegenError(
                 f"@{kernel.name}: this template takes linear_attention alone, but for a cut of its values"
             )
@@ -124,7 +122,7 @@ def emit_chunked(kernel: Kernel) -> str:
     one more for each sequence. The workspace f32[(B + min(N // segment, segments)) * H, Dk, Dv] holds what enters each segment.
 
     Raises:
-        CodegenError: the region is more than a linear_attention, or its state isn't f32.
+        CodegenError: the region is more than a linear_attention and the cut of its values, or its state isn't f32.
     """
     t = Text(kernel)
     config = kernel.implementation
@@ -240,7 +238,7 @@ def inflow_of(
         for start in range(skipped, segment, CHUNK):
             at = (start + token)[:, None]
             k_tile = tl.load(k_base + at * (H * DK) + key[None, :]{key_mask})
-            v_tile = tl.load(v_base + at * V_ROW + value[None, :]{value_mask})
+            v_tile = tl.load(v_base + at.to(tl.int64) * V_ROW + value[None, :]{value_mask})
             weighted = (v_tile * to_end[:, None]).to(v_tile.dtype)
             s = tl.dot(tl.trans(k_tile), weighted, s * over_chunk, input_precision="ieee")
         tl.store(inflow_at, s{m["store_tile"]})'''
@@ -316,7 +314,7 @@ def scan(
             for back in range(tl.minimum(index, reach), -1, -1):
                 inflow_at = inflow + ((row - back).to(tl.int64) * H + head) * (DK * DV) + tile
                 s = s * over_segment + tl.load(inflow_at{m["tile"]})
-        # Bases are int64; offsets within a segment fit int32.
+        # Bases are int64; offsets within a segment fit int32, but for those in wider rows.
         q_base = q + (first.to(tl.int64) * H + head) * DK
         k_base = k + (first.to(tl.int64) * H + head) * DK
         v_base = v + first.to(tl.int64) * V_ROW + V_FIRST + head * DV
@@ -328,7 +326,7 @@ def scan(
             at = (start + token)[:, None]
             q_tile = tl.load(q_base + at * (H * DK) + key[None, :], mask=inside{m["rows_key"]}, other=0.0)
             k_tile = tl.load(k_base + at * (H * DK) + key[None, :], mask=inside{m["rows_key"]}, other=0.0)
-            v_tile = tl.load(v_base + at * V_ROW + value[None, :], mask=inside{m["rows_value"]}, other=0.0)
+            v_tile = tl.load(v_base + at.to(tl.int64) * V_ROW + value[None, :], mask=inside{m["rows_value"]}, other=0.0)
             {step}
             tl.store(o_base + at * (H * DV) + value[None, :], out.to(o.dtype.element_ty), mask=inside{m["rows_value"]})
             count = tl.minimum(length - start, CHUNK)

@@ -244,8 +244,8 @@ def tilings(p: Product) -> tuple[Tiling, list[tuple[Tiling, int]]]:
     """The configuration for few rows, and those of tiles, each with the rows up to which it is taken (0: no limit).
 
     Measured on an H100 with the weights cold, in CUDA graphs, at ring-mini's shapes: up to 16 rows within 6 % of cuBLAS; 2048 -> 2048 with
-    a residual takes 8192 and 32768 rows 125 and 458 us in tiles of 128 x 256, 130 and 485 in 256 x 128; 128 x 128
-    is best where that leaves processors without a tile, as 64 rows do below.
+    a residual takes 119 us for 8192 rows in tiles of 128 x 256, 126 in 256 x 128; 128 x 128 is best where that leaves processors without a
+    tile, as 64 rows do below.
     """
     two = len(p.anchors) == 2
     columns = next((c for c in ((32,) if two else (64, 32)) if p.columns // c >= PROCESSORS), 16)
@@ -265,10 +265,11 @@ def tilings(p: Product) -> tuple[Tiling, list[tuple[Tiling, int]]]:
         _rows_for(120, across, 256),
     )
     read = sum(a.type.shape == p.anchors[0].result.shape and a is not viewed(p.left) for a in p.body.args)
-    if read > 1:  # the accumulators of 128 x 256 leave no registers for two more tiles
+    if read > 1:  # the accumulators of the largest tiles leave no registers for two more tiles
         return few, [(some, to_some), (p.tiling(128, 128, 64, 8, 4), 0)]
     middle = [(p.tiling(128, 128, 64, 8, 4), to_medium)] if to_medium > to_some else []
-    return few, [(some, to_some), *middle, (p.tiling(128, 256, 64, 8, 3), 0)]
+    large = (128, 256) if p.columns % 256 == 0 else (256, 128)
+    return few, [(some, to_some), *middle, (p.tiling(*large, 64, 8, 3), 0)]
 
 
 def _rows_for(tiles: int, across: int, height: int) -> int:

@@ -10,7 +10,9 @@ one's programs are small, and its reads keep memory busy while this one ends. On
 wait, so that the next may read what was there when all programs of this one had waited (`ringc.passes.early`). So does the choice of
 experts: placed earlier, the programs of the experts' product, which wait for it, keep those of the shared expert from the processors (a
 step of one sequence: 1157 us, 1152 so). Others say it in front of their last stores: programs with much shared memory that are placed early
-crowd on a few processors (a step of one sequence: 1.62 ms without overlap, 1.96 with all placed at the beginning, 1.42 so).
+crowd on a few processors (a step of one sequence: 1.62 ms without overlap, 1.96 with all placed at the beginning, 1.42 so). Where those
+stores are in a branch or a loop, it is in front of that, as in linear attention and the experts' products of a prompt, where it makes no
+difference (8192 tokens: 41.3 ms so, 41.8 in front of the stores, 41.2 without).
 """
 
 from __future__ import annotations

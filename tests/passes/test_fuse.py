@@ -8,8 +8,10 @@ import torch
 from ringc.ir.interpret import run
 from ringc.ir.levels import verify
 from ringc.ir.ops.call import Fused
+from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.text_parse import parse_module
 from ringc.passes.framework import PassManager, verify_each
+from ringc.passes.front import cut_of_values
 from ringc.passes.pipeline import parse_pipeline
 from ringc.passes.target import target
 
@@ -258,10 +260,23 @@ MIXED = """func @f(%w: f32[N / B, 24], %k: f32[N / B, 2, 4], %a: f32[2], %s: sta
         ("sm_90", '"chunked"', '"recurrent"', ["linear_attention"]),
         ("sm_90", "stop = 16}", "stop = 24, step = 2}", ["linear_attention"]),
         ("sm_90", "return %y", "return %v, %y", ["linear_attention"]),
+        ("sm_90", "return %y", "return %0, %y", ["linear_attention"]),
+        ("sm_90", "%1 = slice", "%3 = neg(%0)\n  %1 = slice", ["linear_attention"]),
         ("sm_90", "%0 = slice(%w)", "%3 = neg(%w)\n  %0 = slice(%3)", ["linear_attention"]),
         ("cpu", "", "", ["linear_attention"]),
+        ("torch", "", "", ["linear_attention"]),
     ],
-    ids=["cut", "recurrent", "with steps", "wanted elsewhere", "of row work", "on a CPU"],
+    ids=[
+        "cut",
+        "recurrent",
+        "with steps",
+        "wanted elsewhere",
+        "the cut is given back",
+        "the cut is read",
+        "of row work",
+        "on a CPU",
+        "by torch",
+    ],
 )
 def test_the_chunked_form_reads_its_values_where_they_lie(device: str, old: str, new: str, expected: list[str]) -> None:
     module = parse_module(
@@ -271,6 +286,26 @@ def test_the_chunked_form_reads_its_values_where_they_lie(device: str, old: str,
     regions = [op for op in module.functions["f"].body.ops if isinstance(op, Fused)]
     (mixed,) = [r for r in regions if r.family == "linear_attention"]
     assert [op.name for op in mixed.body.ops] == expected
+
+
+@pytest.mark.parametrize(
+    ("wide", "cut"),
+    [
+        ("bf16[N / B, 4, 4]", "{axis = 1, start = 2, stop = 4}"),
+        ("bf16[N / B, 2, 8]", "{axis = 2, start = 4, stop = 8}"),
+    ],
+    ids=["heads", "a part of each head"],
+)
+def test_only_columns_of_a_matrix_are_a_cut(wide: str, cut: str) -> None:
+    text = f"""func @f(%w: {wide}, %q: bf16[N / B, 2, 4], %a: f32[2], %s: state<f32[P; 2, 4, 4]>, %slots: i32[B], %o: i32[B + 1]) {{
+      %0 = slice(%w) {cut}
+      %v = reshape(%0) {{shape = [N, 2, 4]}}
+      %y, %after = linear_attention(%q, %q, %v, %a, %s, %slots, %o) {{scale = 1.0, form = "chunked", steepest = 0.5}}
+      return %y, %after
+    }}"""
+    module = parse_module("module @m level fused\nsymbol N >= 1\nsymbol B >= 1\nsymbol P >= 1\n\n" + text)
+    (mixed,) = [op for op in module.functions["f"].body.ops if isinstance(op, LinearAttention)]
+    assert cut_of_values(mixed) is None
 
 
 def test_rows_are_not_gathered_in_front_of_weights_that_are_named() -> None:
