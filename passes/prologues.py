@@ -4,7 +4,7 @@ The norm in front of a product, the gate in front of the output projection, qk-n
 own writes what the next one reads, and costs a launch. For few rows it is cheaper to make them in the next kernel, once in memory on a CPU
 and in every program again on a GPU, and versions for few rows are offered both ways, as `alternatives` that `select` prices. For many rows
 it isn't, but for the recurrence of a decode step, which reads each row once whatever their number. The chunked form reads rows twice, and
-takes nothing in front.
+takes nothing in front but the cut of its values, which costs nothing (`ringc.passes.fuse`).
 
 One row on a GPU may be made by each of several readers: the norm in front of the router, the shared expert and the experts, none of which
 then waits for a launch that makes it.
