@@ -124,6 +124,16 @@ def test_ring_mini_does_not_spill() -> None:
         assert used.shared_bytes <= 227 * 1024
 
 
+@pytest.mark.parametrize(("columns", "tile"), [(2048, (128, 256)), (1920, (256, 128))])
+def test_the_largest_tiles_fill_the_columns(columns: int, tile: tuple[int, int]) -> None:
+    text = f"""func @f(%x: bf16[N / B, 2048], %w: bf16[{columns}, 2048]) {{
+      %y = matmul(%x, %w) {{transpose_b = true}} : bf16[N / B, {columns}]
+      return %y
+    }}"""
+    *_, largest = compile_jobs(emit(kernel(text, "triton.matmul")).text, "matmul", 90)
+    assert (largest.constants["ROWS"], largest.constants["COLUMNS"]) == tile
+
+
 def test_torch_agrees(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     """The same numbers as torch's own product, for the reading of the reference's."""
     x, w = torch.randn(20, 72), torch.randn(50, 72)
