@@ -91,7 +91,7 @@ def _few(p: Product, tiling: Tiling) -> tuple[str, list[str]]:
     t.line(find_tile(p, "step", tiling))
     t.line("row = (first + tl.arange(0, ROWS).to(tl.int64))[:, None]")
     t.line("row_in = row < end")
-    columns_of(t, "tl.program_id(0) % column_tiles", p.columns, whole=p.columns % tiling.columns == 0)
+    columns_of(t, "tl.program_id(0) % column_tiles", p.columns, whole=p.whole([tiling]))
     t.line("inner = tl.arange(0, INNER)")
     row, column = axes(p, tiling)
     reader = Reader(t, {})

@@ -133,14 +133,13 @@ apart = ({others[0].pointer}.to(tl.int64) - {first.pointer}.to(tl.int64)) // {si
 """
         width, column = "2 * COLUMNS", "first_column + pair // 2"
         begin += f" + (pair % 2 * tl.multiple_of(apart, {16 // p.bytes}))[:, None]"
-    if p.columns % chosen.columns:
+    if not p.whole([chosen]):
         column = f"tl.minimum({column}, {p.columns - 1})"
     if p.columns * p.inner >= 1 << 31:
         column = f"({column}).to(tl.int64)"
     inside = "(start + inner < depth)[None, :]" if p.uneven([chosen]) else ""
     and_inside = f" & {inside}" if inside else ""
     mask = f", mask={inside}, other=0.0" if inside else ""
-    precision = "" if p.bytes < 4 else ', input_precision="tf32x3"'
     return f"""{turns}columns = {column}
 inner = tl.arange(0, INNER)
 w_at = {begin} + (columns[:, None] * {p.inner} + inner[None, :])
@@ -156,10 +155,10 @@ if MORE:
 for start in tl.range(0, depth, INNER, num_stages=STAGES):
     x_tile = tl.load(x_at + start, mask=row_in{and_inside}, other=0.0)
     w_tile = tl.load(w_at + start{mask})
-    acc = tl.dot(x_tile, tl.trans(w_tile), acc{precision})
+    acc = tl.dot(x_tile, tl.trans(w_tile), acc{p.precision})
     if MORE:
         more_tile = tl.load(more_at + start, mask=more_in{and_inside}, other=0.0)
-        acc_more = tl.dot(more_tile, tl.trans(w_tile), acc_more{precision})
+        acc_more = tl.dot(more_tile, tl.trans(w_tile), acc_more{p.precision})
 {finish.call("acc", "row", "row_in", "first_column", "COLUMNS")}
 if MORE:
     {finish.call("acc_more", "more", "more_in", "first_column", "COLUMNS")}"""

@@ -63,9 +63,8 @@ first = first + place"""
 
 def axes(p: Product, tiling: Tiling) -> tuple[Axis, Axis]:
     """The rows `row` and the columns `column` of a tile."""
-    inside = "" if p.columns % tiling.columns == 0 else f"(column < {p.columns})"
     row = Axis("row", 0, None, wide=True, slot=0, block=tiling.rows, inside="row_in")
-    return row, Axis("column", 0, p.columns - 1, slot=1, block=tiling.columns, inside=inside)
+    return row, p.column_axis([tiling])
 
 
 def left(p: Product, t: Tiles, reader: Reader, row: Axis) -> str:

@@ -110,6 +110,20 @@ class Product:
         """Whether the inner axis is no multiple of some block of it."""
         return any(self.inner % t.inner for t in tilings)
 
+    def whole(self, tilings: Sequence[Tiling]) -> bool:
+        """Whether the columns are a multiple of every block of them."""
+        return all(self.columns % t.columns == 0 for t in tilings)
+
+    def column_axis(self, tilings: Sequence[Tiling]) -> Axis:
+        """The columns of a tile, as `column`."""
+        inside = "" if self.whole(tilings) else f"(column < {self.columns})"
+        return Axis("column", 0, self.columns - 1, slot=1, block=tilings[0].columns, inside=inside)
+
+    @property
+    def precision(self) -> str:
+        """What a dot of its operands is told, behind its other arguments."""
+        return "" if self.bytes < 4 else ', input_precision="tf32x3"'
+
     def new_tiles(self, slots: Sequence[int]) -> tuple[Tiles, set[str]]:
         """A body, and the sizes that it will have asked for."""
         symbols: set[str] = set()
@@ -154,12 +168,11 @@ class Product:
 
     def dots(self, accumulators: Sequence[str], x: str, *, swapped: bool) -> list[str]:
         """Lines that multiply the loaded blocks with a tile of the left operand."""
-        precision = "" if self.bytes < 4 else ', input_precision="tf32x3"'
         made: list[str] = []
         for acc in accumulators:
             w = acc.replace("acc", "w_tile")
             operands = f"{w}, {x}" if swapped else f"{x}, tl.trans({w})"
-            made.append(f"{acc} = tl.dot({operands}, {acc}{precision})")
+            made.append(f"{acc} = tl.dot({operands}, {acc}{self.precision})")
         return made
 
     def epilogue(self, t: Tiles, reader: Reader, accumulators: Sequence[str], row: Axis, column: Axis) -> None:
@@ -289,8 +302,8 @@ def columns_of(t: Tiles, tile: str, columns: int, *, whole: bool) -> None:
 
 def _few_body(p: Product, x: str, tiling: Tiling) -> tuple[Tiles, set[str]]:
     t, symbols = p.new_tiles((1, 0))
-    uneven, whole = p.uneven([tiling]), p.columns % tiling.columns == 0
-    columns_of(t, "tl.program_id(0)", p.columns, whole=whole)
+    uneven = p.uneven([tiling])
+    columns_of(t, "tl.program_id(0)", p.columns, whole=p.whole([tiling]))
     t.line("row = tl.arange(0, ROWS)[None, :]")
     t.line("row_in = row < rows")
     t.line("inner = tl.arange(0, INNER)")
@@ -298,16 +311,14 @@ def _few_body(p: Product, x: str, tiling: Tiling) -> tuple[Tiles, set[str]]:
     accumulators = p.loop(t, swapped=True, uneven=uneven, x_at=place, x_mask="row_in")
     t.line("column = columns[:, None]")
     row = Axis("row", 0, FEW - 1, slot=0, block=tiling.rows, inside="row_in")
-    column = Axis(
-        "column", 0, p.columns - 1, slot=1, block=tiling.columns, inside="" if whole else f"(column < {p.columns})"
-    )
+    column = p.column_axis([tiling])
     p.epilogue(t, Reader(t, {}), accumulators, row, column)
     return t, symbols
 
 
 def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, set[str]]:
     t, symbols = p.new_tiles((0, 1))
-    uneven, whole = p.uneven(tilings), all(p.columns % c.columns == 0 for c in tilings)
+    uneven, whole = p.uneven(tilings), p.whole(tilings)
     t.line("program = tl.program_id(0)")
     t.line(
         f"column_tiles = {p.columns} // COLUMNS" if whole else f"column_tiles = ({p.columns} + COLUMNS - 1) // COLUMNS"
@@ -327,8 +338,6 @@ def _tiled_body(p: Product, x: str, tilings: Sequence[Tiling]) -> tuple[Tiles, s
     accumulators = p.loop(t, swapped=False, uneven=uneven, x_at=place, x_mask="")
     t.line("column = columns[None, :]")
     row = Axis("row", 0, None, wide=True, slot=0, block=tilings[0].rows, inside="row_in")
-    column = Axis(
-        "column", 0, p.columns - 1, slot=1, block=tilings[0].columns, inside="" if whole else f"(column < {p.columns})"
-    )
+    column = p.column_axis(tilings)
     p.epilogue(t, Reader(t, {}), accumulators, row, column)
     return t, symbols
