@@ -58,7 +58,14 @@ def timed(model: ringc.Model, tokens: int) -> tuple[float, str]:
     bound = model.bound(Key("prefill", tokens, 1, 1), cache)
     ids = torch.randint(model.vocabulary["size"], (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
     bound.inputs.write(
-        {"ids": ids, "positions": range(tokens), "slots": [0], "offsets": [0, tokens], "rows": [tokens - 1]}
+        {
+            "ids": ids,
+            "positions": range(tokens),
+            "slots": [0],
+            "offsets": [0, tokens],
+            "rows": [tokens - 1],
+            "row_offsets": [0, 1],
+        }
     )
     start, end = router_steps(bound, LAYER)
     for step in bound.steps[:end]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from ringc.codegen.kernel import kernel_of
 from ringc.codegen.names import Names
@@ -77,7 +77,9 @@ class _Program:
         out(
             "records a launch, `rt.frame(*bytes)` gives numbered buffers of the arena, `rt.weight(key)` a prepared weight. What is launched"
         )
-        out("in `rt.beside()` may run beside the launches that follow, up to `rt.join()`.")
+        out(
+            "in `rt.beside()` may run beside the launches that follow, up to `rt.join()`; in `rt.rows(R)` N is R: a layer's wanted rows."
+        )
         out('"""')
         out()
         out("from __future__ import annotations")
@@ -184,7 +186,9 @@ class _Program:
                 self.call("rt.launch", [f'"{op.kernel}"', *(names[v] for v in op.arguments), *made])
             case Call():
                 made = self.results(op, self.module.functions[op.callee], names)
-                self.call(function_name(op.callee), ["rt", *(names[v] for v in op.arguments), *made])
+                arguments = ["rt", *(names[v] for v in op.arguments), *made]
+                with nullcontext() if op.rows is None else self.out.block(f"with rt.rows({dim_text(op.rows)}):"):
+                    self.call(function_name(op.callee), arguments)
             case _:
                 raise CodegenError(f"the host program can't run {op.name}", help="run the pass `kernels` first")
 
@@ -242,6 +246,8 @@ class _Program:
             for value in op.results:
                 if isinstance(value.type, TensorType) and not isinstance(op, Weight):
                     dims += value.type.shape
+            if isinstance(op, Call) and op.rows is not None:
+                dims.append(op.rows)
             if isinstance(op, Launch):
                 dims += [d for t in self.module.functions[op.kernel].notes.get("workspace", ()) for d in t.shape]
         return symbols_of(dims).union(*(symbols_in(b) for b in buffers))

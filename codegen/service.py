@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ringc.ir.core import Function, Module
-from ringc.ir.ops.call import Call, Launch
+from ringc.ir.core import Module
+from ringc.ir.ops.call import Launch
+from ringc.passes.kernels import host_functions
+from ringc.passes.schedules.candidates import service
 
 
 def note_service(module: Module) -> None:
@@ -12,31 +14,18 @@ def note_service(module: Module) -> None:
     And `each`, the most tokens of a sequence, where all versions that launch it note one.
     """
     limits: dict[str, list[int]] = {}
-    for version in list(module.functions.values()):
-        entry = version.notes.get("entry")
-        if entry is None or entry == "prepare":
-            continue
-        rows = tuple(version.notes.get("rows", (1, 0)))
-        for kernel in _kernels(module, version):
+    for function in host_functions(module):
+        for name in dict.fromkeys(op.kernel for op in function.body.ops if isinstance(op, Launch)):
+            kernel = module.functions[name]
+            rows, entry, each = service(function)
             known = kernel.notes.get("rows")
             kernel.notes["rows"] = rows if known is None else _union(known, rows)
-            limits.setdefault(kernel.name, []).append(version.notes.get("each", 0))
-            serves = set(str(kernel.notes.get("serves", entry)).split("+")) | {str(entry)}
+            limits.setdefault(name, []).append(each)
+            serves = set(str(kernel.notes.get("serves", entry)).split("+")) | {entry}
             kernel.notes["serves"] = "+".join(sorted(serves))
-    for name, each in limits.items():
-        if all(each):
-            module.functions[name].notes["each"] = max(each)
-
-
-def _kernels(module: Module, function: Function) -> list[Function]:
-    """The kernels that a function and its callees launch, each once."""
-    found: dict[str, Function] = {}
-    for op in function.body.ops:
-        if isinstance(op, Launch):
-            found[op.kernel] = module.functions[op.kernel]
-        elif isinstance(op, Call):
-            found |= {k.name: k for k in _kernels(module, module.functions[op.callee])}
-    return list(found.values())
+    for name, found in limits.items():
+        if all(found):
+            module.functions[name].notes["each"] = max(found)
 
 
 def _union(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

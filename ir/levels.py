@@ -9,7 +9,7 @@ from ringc.errors import IRError
 from ringc.ir.core import OPS, Block, Effect, Function, Level, Module, Op, Value
 from ringc.ir.ops.call import Call, Launch, RegionOp
 from ringc.ir.symbols import symbols_of
-from ringc.ir.types import StateType
+from ringc.ir.types import StateType, with_sizes
 
 NAME = re.compile(r"[A-Za-z_][\w.\-]*")
 """What a function, a note, a scope may be called, so that text can be read back."""
@@ -87,12 +87,12 @@ def _verify_call(op: Call | Launch, module: Module) -> None:
     if name not in module.functions:
         raise IRError(f"{op.name} of @{name}, which is not in the module")
     body = module.functions[name].body
-    if [v.type for v in op.arguments] != [a.type for a in body.args]:
-        raise IRError(
-            f"@{name} takes {[str(a.type) for a in body.args]}, but gets {[str(v.type) for v in op.arguments]}"
-        )
-    if list(op.out) != [v.type for v in body.outputs]:
-        raise IRError(f"@{name} gives back {[str(v.type) for v in body.outputs]}, not {[str(t) for t in op.out]}")
+    renamed = op.renamed if isinstance(op, Call) else {}
+    taken, made = ([with_sizes(v.type, renamed) for v in values] for values in (body.args, body.outputs))
+    if [v.type for v in op.arguments] != taken:
+        raise IRError(f"@{name} takes {list(map(str, taken))}, but gets {[str(v.type) for v in op.arguments]}")
+    if list(op.out) != made:
+        raise IRError(f"@{name} gives back {list(map(str, made))}, not {list(map(str, op.out))}")
 
 
 def _verify_states(block: Block, module: Module) -> None:

@@ -7,11 +7,12 @@ shape and the type of its scales: a value without the scales it needs is a type 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ringc.ir.symbols import Dim, Shape, add, ceildiv, dim_text, mul, product, shape_text
+from ringc.ir.symbols import Dim, Shape, add, ceildiv, dim_text, mul, product, shape_text, substitute
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +149,15 @@ class StateType:
 
 
 Type = TensorType | StateType
+
+
+def with_sizes(type: Type, values: Mapping[str, Dim]) -> Type:
+    """The type with symbols replaced by other sizes."""
+    shape = tuple(substitute(d, values) for d in type.shape)
+    if isinstance(type, StateType):
+        return replace(type, slots=substitute(type.slots, values), shape=shape)
+    segments = None if type.segments is None else substitute(type.segments, values)
+    return replace(type, shape=shape, segments=segments)
 
 
 def tensor(dtype: DType | str, *shape: Dim, segments: Dim | None = None) -> TensorType:

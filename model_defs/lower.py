@@ -6,15 +6,18 @@ a plain operation on rows.
 
 Entry points, with `P` slots in each pool and caches of `S` rows:
 
-* `prefill(ids [N], positions [N], slots [B], offsets [B + 1], rows [R], states...) -> logits [R, vocabulary], states...`
-  runs any number of tokens of each sequence, after those that its slot holds; `rows` are the tokens whose logits are wanted.
+* `prefill(ids [N], positions [N], slots [B], offsets [B + 1], rows [R], row_offsets [B + 1], states...)
+  -> logits [R, vocabulary], states...`
+  runs any number of tokens of each sequence, after those that its slot holds. `rows` are the tokens whose logits are wanted, sequence by
+  sequence; those of each begin at `row_offsets`. Of the last layer nothing reads the other tokens' rows, but for what is kept of them in
+  states: what stands behind linear attention, or behind the queries of softmax attention, is made for the wanted rows alone.
 * `decode(ids [N], positions [N], slots [B], offsets [B + 1], states...) -> logits [N, vocabulary], states...`
   is the same for one token of each sequence: it is called with N = B, and its versions count on that.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ringc.errors import SpecError
 from ringc.ir.builder import Builder
@@ -94,7 +97,8 @@ class _Entry:
         one = TensorType(DType.I32, (B,))
         names = {"ids": token, "positions": token, "slots": one, "offsets": TensorType(DType.I32, (B + 1,))}
         if entry == "prefill":
-            names["rows"] = TensorType(DType.I32, (symbol("R"),))
+            names["rows"] = TensorType(DType.I32, (symbol("R"),), segments=B)
+            names["row_offsets"] = TensorType(DType.I32, (B + 1,))
         self.pools = state_types(spec, storage)
         self.block = Block([*names.values(), *self.pools.values()], [*names, *self.pools])
         self.args = {a.name: a for a in self.block.args}
@@ -109,8 +113,7 @@ class _Entry:
             x = b(Gather(table, self.args["ids"]), "x")
             x = self.cast(x, self.residual)
         for i in range(spec.layers.count):
-            with b.within(f"layers.{i}.{spec.layer_kind(i)}_{spec.mlp_kind(i)}"):
-                x = self.layer(i, x, tokens)
+            x = self.layer(i, x, tokens)
         with b.within("head"):
             logits = self.head(x)
         self.block.set_outputs([logits, *self.states.values()])
@@ -159,15 +162,35 @@ class _Entry:
     # -- layers
 
     def layer(self, i: int, x: Value, tokens: _Tokens) -> Value:
-        name = f"model.layers.{i}"
-        normed = self.norm(x, f"{name}.input_layernorm.weight")
-        mixed = (self.linear_layer if self.spec.layer_kind(i) == "linear" else self.softmax_layer)(i, normed, tokens)
-        x = self.b(Add(x, self.cast(mixed, self.residual)))
+        spec, b = self.spec, self.b
+        mixer, mlp = spec.layer_kind(i), spec.mlp_kind(i)
+        narrows = self.entry == "prefill" and i == spec.layers.count - 1
+        with b.within(f"layers.{i}.{mixer}" if narrows else f"layers.{i}.{mixer}_{mlp}"):
+            normed = self.norm(x, f"model.layers.{i}.input_layernorm.weight")
+            mixed = (self.linear_attention if mixer == "linear" else self.queries)(i, normed, tokens)
+            if narrows:
+                x, mixed, tokens = self.wanted(x, mixed, tokens)
+        with b.within(f"layers.{i}.wanted_{mlp}" if narrows else f"layers.{i}.{mixer}_{mlp}"):
+            if mixer == "softmax":
+                mixed = self.softmax_attention(i, mixed, tokens)
+            return self.behind_mixer(i, x, mixed)
+
+    def wanted(self, x: Value, mixed: Value, tokens: _Tokens) -> tuple[Value, Value, _Tokens]:
+        """The same of the wanted rows alone, which are all rows from here on."""
+        rows, offsets = self.args["rows"], self.args["row_offsets"]
+        self.rows = rows.shape[0]
+        positions = self.b(Gather(tokens.positions, rows), "positions")
+        taken, mixed = (self.b(Gather(value, rows), value.name) for value in (x, mixed))
+        return taken, mixed, replace(tokens, offsets=offsets, positions=positions)
+
+    def behind_mixer(self, i: int, x: Value, mixed: Value) -> Value:
+        """The residual, with what a layer makes of its mixer's rows [N, width] added: the output product, and the MLP behind it."""
+        spec, name = self.spec, f"model.layers.{i}"
+        made = self.linear(mixed, self.param(f"{name}.attention.dense.weight", spec.hidden, spec.attention_width))
+        x = self.b(Add(x, self.cast(made, self.residual)))
         normed = self.norm(x, f"{name}.post_attention_layernorm.weight")
-        if self.spec.mlp_kind(i) == "dense":
-            made = self.swiglu(f"{name}.mlp", normed, self.spec.mlp.width)
-        else:
-            made = self.experts(f"{name}.mlp", normed)
+        dense = spec.mlp_kind(i) == "dense"
+        made = self.swiglu(f"{name}.mlp", normed, spec.mlp.width) if dense else self.experts(f"{name}.mlp", normed)
         return self.b(Add(x, self.cast(made, self.residual)), "x")
 
     def qkv(self, i: int, x: Value, tokens: _Tokens) -> tuple[Value, Value, Value]:
@@ -196,7 +219,8 @@ class _Entry:
             return self.cast(turned[0], DType.F32), self.cast(turned[1], DType.F32), self.cast(v, DType.F32)
         return turned[0], turned[1], v
 
-    def linear_layer(self, i: int, x: Value, tokens: _Tokens) -> Value:
+    def linear_attention(self, i: int, x: Value, tokens: _Tokens) -> Value:
+        """What linear attention hands to the output product: [N, width], normed by groups and gated."""
         spec, b = self.spec, self.b
         assert spec.linear is not None
         heads, d, width = spec.heads, spec.head_dim, spec.attention_width
@@ -213,21 +237,22 @@ class _Entry:
         if spec.linear.gate == "sigmoid":
             gate = self.linear(x, self.param(f"{name}.g_proj.weight", width, spec.hidden))
             normed = b(Mul(normed, b(Sigmoid(gate))))
-        return self.linear(normed, self.param(f"{name}.dense.weight", spec.hidden, width))
+        return normed
 
-    def softmax_layer(self, i: int, x: Value, tokens: _Tokens) -> Value:
-        spec, b = self.spec, self.b
-        name = f"layers.{i}"
+    def queries(self, i: int, x: Value, tokens: _Tokens) -> Value:
+        """Queries of softmax attention [N, H, D]; keys and values go to their caches."""
         q, k, v = self.qkv(i, x, tokens)
         for part, rows in (("keys", k), ("values", v)):
-            pool = f"{name}.{part}"
-            self.states[pool] = b(StateAppend(self.states[pool], tokens.of_token, tokens.positions, rows))
-        keys, values = self.states[f"{name}.keys"], self.states[f"{name}.values"]
-        o = self.expand(
-            Attention(q, keys, values, tokens.slots, tokens.offsets, tokens.positions, scale=spec.head_dim**-0.5)
-        )
-        flat = b(Reshape(o, (self.rows, spec.attention_width)))
-        return self.linear(flat, self.param(f"model.{name}.attention.dense.weight", spec.hidden, spec.attention_width))
+            pool = f"layers.{i}.{part}"
+            self.states[pool] = self.b(StateAppend(self.states[pool], tokens.of_token, tokens.positions, rows))
+        return q
+
+    def softmax_attention(self, i: int, q: Value, tokens: _Tokens) -> Value:
+        """What softmax attention hands to the output product: [N, width]."""
+        keys, values = self.states[f"layers.{i}.keys"], self.states[f"layers.{i}.values"]
+        scale = self.spec.head_dim**-0.5
+        o = self.expand(Attention(q, keys, values, tokens.slots, tokens.offsets, tokens.positions, scale=scale))
+        return self.b(Reshape(o, (self.rows, self.spec.attention_width)))
 
     def swiglu(self, name: str, x: Value, width: int) -> Value:
         gate = self.linear(x, self.param(f"{name}.gate_proj.weight", width, self.spec.hidden))
@@ -297,8 +322,6 @@ class _Entry:
 
     def head(self, x: Value) -> Value:
         spec = self.spec
-        if self.entry == "prefill":
-            x = self.b(Gather(x, self.args["rows"]))
         normed = self.norm(x, "model.norm.weight")
         table = "model.word_embeddings.weight" if spec.head.tied else "lm_head.weight"
         weight = self.param(table, spec.vocabulary.size, spec.hidden)

@@ -53,7 +53,7 @@ def _seconds(module: Module, function: Function, sizes: Mapping[str, int]) -> di
             found[op] = seconds_at(str(module.functions[op.kernel].notes.get("seconds", "0")), sizes)
         elif isinstance(op, Call):
             if op.callee not in calls:
-                calls[op.callee] = sum(_seconds(module, module.functions[op.callee], sizes).values())
+                calls[op.callee] = sum(_seconds(module, module.functions[op.callee], op.inside(sizes)).values())
             found[op] = calls[op.callee]
     return found
 

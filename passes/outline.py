@@ -24,6 +24,9 @@ from ringc.ir.core import Block, Function, Module, Op, Value
 from ringc.ir.ops.call import Call
 from ringc.ir.ops.rows import RmsNorm
 from ringc.ir.ops.source import Constant, Param
+from ringc.ir.resize import resized
+from ringc.ir.symbols import symbol, symbols_of
+from ringc.ir.types import TensorType
 from ringc.passes.framework import Pass
 from ringc.passes.target import Target
 
@@ -102,11 +105,16 @@ def _outline_one(module: Module, entry: Function, scope: str, known: dict[str, s
         outlined.insert(copy)
         mapping.update(zip(op.results, copy.results, strict=True))
     outlined.set_outputs(mapping[v] for v in made)
+    # Rows that are not the entry point's are rows all the same: such a layer's kernels are those of the other layers.
+    sizes = symbols_of(d for v in (*taken, *made) if isinstance(v.type, TensorType) for d in v.type.shape)
+    rows = symbol("R") if "R" in sizes and "N" not in sizes else None
+    if rows is not None:
+        outlined = resized(outlined, {"R": symbol("N")})
     key = outlined.structural_hash()
     if key not in known:
         known[key] = _fresh(module, f"{entry.name}.{scope.rsplit('.', maxsplit=1)[-1]}")
         module.add(Function(known[key], outlined))
-    call = Call(tuple(taken), known[key], out=tuple(v.type for v in made))
+    call = Call(tuple(taken), known[key], out=tuple(v.type for v in made), rows=rows)
     call.scope = ".".join(scope.split(".")[:2])
     # Before everything that uses the layer, behind everything that it uses: right behind its last operation.
     after = body.ops.index(inside[-1]) + 1

@@ -103,7 +103,7 @@ def _call_again(entry: Block, callee: Function, left_out: Collection[int] = ()) 
     used = [i for i, argument in enumerate(body.args) if argument.uses]
     for call in _calls(entry, callee):
         old = [r for i, r in enumerate(call.results) if i not in left_out]
-        new = Call(tuple(call.arguments[i] for i in used), call.callee, tuple(r.type for r in old))
+        new = Call(tuple(call.arguments[i] for i in used), call.callee, tuple(r.type for r in old), rows=call.rows)
         Builder(entry, before=call, scope=call.scope).insert(new)
         for before, after in zip(old, new.results, strict=True):
             after.name = before.name

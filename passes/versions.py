@@ -44,6 +44,8 @@ def _copy(module: Module, entry: Function, version: Version, schedule: Schedule)
     served: dict[str, Any] = {"rows": version.rows, "serves": entry.notes["entry"]}
     if version.each:
         served["each"] = version.each
+    # Of any number of rows one may be wanted, or all.
+    wanted = {"rows": (1, version.rows[1]), "serves": entry.notes["entry"]}
 
     def copy(function: Function, to: str, **notes: Any) -> None:
         body = function.body.clone()
@@ -53,7 +55,7 @@ def _copy(module: Module, entry: Function, version: Version, schedule: Schedule)
             elif isinstance(op, Call):
                 if op.callee not in renamed:
                     renamed[op.callee] = name + op.callee.removeprefix(entry.name)
-                    copy(module.functions[op.callee], renamed[op.callee], **served)
+                    copy(module.functions[op.callee], renamed[op.callee], **(served if op.rows is None else wanted))
                 op.callee = renamed[op.callee]
         module.add(Function(to, body, **notes))
 

@@ -22,6 +22,7 @@ from ringc.runtime.floors import Run, Work, necessary_work, step_works
 from ringc.runtime.machine import machine
 from ringc.runtime.model import Model
 from ringc.runtime.rates import Rates, event_times
+from ringc.runtime.routing import NONE
 from ringc.runtime.timeline import device_seconds
 
 PASSES = 5
@@ -242,7 +243,7 @@ def measure(model: Model, plan: Plan, rates: Rates, progress: Progress = lambda 
         logits = public_step(model, plan, cache, ids)
     log_probabilities = logits.float().log_softmax(-1).cpu()
     cache.bound.clear()  # they record
-    experts = [[len(set(taken.flatten().tolist())) for taken in layers] for layers in routing]
+    experts = [[len(set(taken.flatten().tolist()) - {NONE}) for taken in layers] for layers in routing]
     calls = [_call(plan, ids, *chunk, found) for chunk, found in zip(plan.chunks, experts, strict=True)]
 
     cache.draw(SEED)
@@ -310,6 +311,7 @@ def _call(plan: Plan, ids: torch.Tensor, start: int, stop: int, experts: Sequenc
     takes_rows = plan.entry == "prefill"
     if takes_rows:
         inputs["rows"] = (offsets[1:] - 1).numpy()
+        inputs["row_offsets"] = range(batch + 1)
     run = Run(batch, count, first, batch, takes_rows, len(set(new.flatten().tolist())), experts)
     return _Call(Key(plan.entry, batch * count, batch, batch), inputs, run)
 

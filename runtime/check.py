@@ -29,6 +29,7 @@ from ringc.runtime.backends import Kernels
 from ringc.runtime.manifest import contradiction
 from ringc.runtime.memory import check_memory
 from ringc.runtime.model import Model
+from ringc.runtime.routing import NONE
 from ringc.runtime.weights import Weights
 
 TOLERANCE = {"f32": 2e-4, "bf16": 6e-2}
@@ -195,7 +196,7 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the model made of sequences; `experts`: i32[N, k] of all of their tokens, for each layer that has any."""
+    """What the model made of sequences; `experts`: i32[N, k] of all of their tokens, for each layer that has any, as they are recorded."""
 
     ids: Sequence[torch.Tensor]
     parts: Sequence[_Logits | _Tokens]
@@ -300,6 +301,7 @@ class _Oracle:
             "offsets": torch.tensor([0, *lengths]).cumsum(0),
             "rows": torch.arange(len(positions)),
         }
+        given["row_offsets"] = given["offsets"]
         inputs: list[torch.Tensor] = []
         for arg in module.functions["prefill"].body.args:
             if isinstance(arg.type, StateType):
@@ -318,11 +320,19 @@ class _Oracle:
 
     def compare(self, made: _Run, samples: int) -> list[Compared]:
         """A run's logits, and its choice of experts; at most so many unfused computations explain their errors."""
-        experts = [e.cpu() for e in made.experts]
+        recorded = [e.cpu() for e in made.experts]
+        # What no layer has made nothing reads: any experts do, and are nobody's choice.
+        unmade = [(e == NONE).any(-1) for e in recorded]
+        experts = [
+            torch.where(rows[:, None], torch.arange(e.shape[1], dtype=e.dtype), e)
+            for e, rows in zip(recorded, unmade, strict=True)
+        ]
         replay = Replay(experts)
         exact = self.logits(self.raised, made.ids, torch.float64, replay)
         errors = [part.errors(exact) for part in made.parts]
-        shortfalls = _by_layer(replay.shortfalls, replay)
+        shortfalls = _by_layer(
+            [s.masked_fill(rows, 0.0) for s, rows in zip(replay.shortfalls, unmade, strict=True)], replay
+        )
         allowed = torch.full((len(exact),), self.tolerance)
         # The scores that are summed up may all be off.
         summed = torch.tensor(replay.summed, dtype=torch.float64)[:, None]

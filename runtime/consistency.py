@@ -12,7 +12,10 @@ from typing import Any
 
 from ringc.runtime.signature import read_signature
 
-INPUTS = {"ids": "i32[N / B]", "positions": "i32[N / B]", "slots": "i32[B]", "offsets": "i32[B + 1]", "rows": "i32[R]"}
+INPUTS = {
+    "ids": "i32[N / B]", "positions": "i32[N / B]", "slots": "i32[B]", "offsets": "i32[B + 1]", "rows": "i32[R / B]",
+    "row_offsets": "i32[B + 1]",
+}  # fmt: skip
 """What the runtime hands to entry points, beside the states."""
 
 ENDS = ("bos", "eos", "pad")

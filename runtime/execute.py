@@ -61,13 +61,15 @@ class Arena:
 class Step(NamedTuple):
     """One step of a bound program: a kernel's name, "copy", "replay" or "join", what runs it, and the keys of the weights that it reads.
 
-    `beside`: it may run beside the steps that follow, up to the next "join".
+    `beside`: it may run beside the steps that follow, up to the next "join". `rows`: the kernel's `N`, if not the
+    program's.
     """
 
     kernel: str
     run: Callable[[], Any]
     weights: tuple[str, ...] = ()
     beside: bool = False
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,7 @@ class Binder:
         self._weights = weights
         self._keys = {tensor.data_ptr(): key for key, tensor in weights.items()}
         self._kernels = kernels
-        self._wanted: dict[str, list[Shape]] = {}
-        self._sizes = asdict(sizes)
+        self._wanted: dict[tuple[str, int], list[Shape]] = {}
         self._memory = memory
         self._top = 0
         self._beside = False
@@ -154,10 +155,11 @@ class Binder:
         if self._memory is None:
             self._check(kernel, given)
         else:
-            self.steps.append(Step(kernel, self._kernels.bind(kernel, given), self._read(given), self._beside))
+            run = self._kernels.bind(kernel, given)
+            self.steps.append(Step(kernel, run, self._read(given), self._beside, self.N))
             self.reads_host |= self._kernels.reads_host(kernel)
             if self._meanings is not None:
-                for launch in self._meanings.behind(kernel, given, self._sizes):
+                for launch in self._meanings.behind(kernel, given, self._sizes()):
                     self.replayed.append(launch)
                     self.steps.append(Step("replay", launch.run, beside=self._beside))
             if self._record_routing:
@@ -168,10 +170,11 @@ class Binder:
 
     def _check(self, kernel: str, given: Sequence[torch.Tensor]) -> None:
         """Raise unless a kernel takes these tensors: what a kernel is given it doesn't look at again."""
-        if kernel not in self._wanted:
-            self._wanted[kernel] = self._kernels.wanted(kernel, self._sizes)
+        key = kernel, self.N
+        if key not in self._wanted:
+            self._wanted[key] = self._kernels.wanted(kernel, self._sizes())
         found = [(tuple(x.shape), x.dtype) for x in given]
-        wanted = self._wanted[kernel]
+        wanted = self._wanted[key]
         if found == wanted:
             return
         at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)
@@ -192,6 +195,16 @@ class Binder:
         self._beside = True
         yield
         self._beside = False
+
+    @contextmanager
+    def rows(self, count: int) -> Iterator[None]:
+        """What is run inside has so many rows: `N` is that."""
+        before, self.N = self.N, count
+        yield
+        self.N = before
+
+    def _sizes(self) -> dict[str, int]:
+        return asdict(Sizes(self.N, self.B, self.R, self.P, self.S))
 
     def join(self) -> None:
         """What follows needs what was launched beside."""

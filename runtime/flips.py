@@ -10,6 +10,7 @@ import torch
 from ringc.errors import RunError
 from ringc.ir.replay import shortfall
 from ringc.runtime.replay import Choice
+from ringc.runtime.routing import NONE
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ def flips(choices: Sequence[Sequence[Choice]], other: Sequence[Sequence[torch.Te
         other: a recording of the same tokens. Its calls may be other ones, if they are of one sequence.
 
     Raises:
-        RunError: the recordings are of different numbers of tokens or layers.
+        RunError: the recordings are of different numbers of tokens or layers, or lack tokens of the last layer.
     """
     mine = list(zip(*choices, strict=True))
     theirs = [torch.cat(list(layer)) for layer in zip(*other, strict=True)]
     taken = [torch.cat([choice.taken for choice in layer]) for layer in mine]
-    if [x.shape for x in taken] != [x.shape for x in theirs]:
+    if [x.shape for x in taken] != [x.shape for x in theirs] or any((x == NONE).any() for x in theirs):
         raise RunError(
             f"recordings of {_shapes(taken)} and {_shapes(theirs)} experts",
-            help="compare what was recorded of the same tokens",
+            help="compare what was recorded of the same tokens, in prefills that are asked for `all_logits`",
         )
     if not mine:
         return Flips(torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, 0), 1)
@@ -90,4 +91,4 @@ def own(choices: Sequence[Sequence[Choice]]) -> list[tuple[torch.Tensor, ...]]:
 
 
 def _shapes(layers: Sequence[torch.Tensor]) -> str:
-    return f"{len(layers)} x {list(layers[0].shape)}" if layers else "no"
+    return " and ".join(dict.fromkeys(str(list(layer.shape)) for layer in layers)) or "no"

@@ -21,7 +21,7 @@ from ringc.runtime.backends import DTYPES
 from ringc.runtime.execute import Step
 
 ID_BYTES = 4
-"""Of a token, a position, a slot, an offset, a wanted row."""
+"""Of a token, a position, a slot, an offset, a wanted row and its offset."""
 
 LOGIT_BYTES = 4
 
@@ -71,16 +71,18 @@ class Run:
         return self.context + (self.tokens + 1) / 2
 
 
-def kernel_work(entry: Mapping[str, Any], run: Run, experts: int | None = None) -> Work:
+def kernel_work(entry: Mapping[str, Any], run: Run, experts: int | None = None, rows: int | None = None) -> Work:
     """What a kernel moves and computes.
 
     Args:
         entry: the manifest's.
         run: the sizes.
         experts: how many have tokens; None for as many as can have.
+        rows: that it is launched for; None for all new tokens.
     """
-    moved = at(sympy.sympify(_with_experts(entry["bytes"], experts)), run.sizes)
-    flops = at(sympy.sympify(parse_dim(entry["flops"])), {**run.sizes, "S": run.attended})
+    sizes = run.sizes if rows is None else {**run.sizes, "N": rows}
+    moved = at(sympy.sympify(_with_experts(entry["bytes"], experts)), sizes)
+    flops = at(sympy.sympify(parse_dim(entry["flops"])), {**sizes, "S": run.attended})
     return Work(moved, flops)
 
 
@@ -99,7 +101,7 @@ def step_works(manifest: Mapping[str, Any], steps: Sequence[Step], run: Run) -> 
     """The work of each step of a bound program's kernels; none of a copy."""
     kernels = manifest["kernels"]
     return [
-        kernel_work(kernels[step.kernel], run, experts) if step.kernel in kernels else Work()
+        kernel_work(kernels[step.kernel], run, experts, step.rows) if step.kernel in kernels else Work()
         for step, experts in zip(steps, _experts(kernels, steps, run), strict=True)
     ]
 
@@ -127,7 +129,7 @@ def necessary_work(manifest: Mapping[str, Any], steps: Sequence[Step], run: Run)
         else:
             moved += 2 * run.batch * rows
     N, B, R = run.batch * run.tokens, run.batch, run.rows
-    moved += ID_BYTES * (2 * N + B + B + 1 + (R if run.takes_rows else 0))
+    moved += ID_BYTES * (2 * N + B + B + 1 + (R + B + 1 if run.takes_rows else 0))
     moved += LOGIT_BYTES * R * manifest["vocabulary"]["size"]
     return Work(moved, sum(work.flops for work in step_works(manifest, steps, run)))
 

@@ -16,7 +16,7 @@ from ringc.runtime.cache import Cache, Key
 from ringc.runtime.decoding import Decoder
 from ringc.runtime.execute import FEWER_TOKENS, Arena, Bound, Inputs, Numbers, Sizes, bind
 from ringc.runtime.memory import check_memory
-from ringc.runtime.routing import Routing
+from ringc.runtime.routing import Routing, of_all
 from ringc.runtime.sample import Sampling
 from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
 
@@ -163,12 +163,14 @@ class Model(torch.nn.Module):
         offsets = torch.tensor([0, *counts]).cumsum(0)
         total = int(offsets[-1])
         rows = torch.arange(total) if all_logits else offsets[1:] - 1
+        row_offsets = offsets if all_logits else torch.arange(batch + 1)
         inputs: dict[str, Numbers] = {
             "ids": packed.numpy(),
             "positions": positions.numpy(),
             "slots": places,
             "offsets": offsets.numpy(),
             "rows": rows.numpy(),
+            "row_offsets": row_offsets.numpy(),
         }
         made = self._run("prefill", cache, inputs)
         cache.advance(places, counts)
@@ -308,7 +310,8 @@ class Model(torch.nn.Module):
 
         Each call of the model, `prefill`, `decode` or a whole one, adds an entry: one tensor i32[N, k] for each layer that has
         experts, in order of layers, on the model's device. The N tokens are those of the first sequence, then those of the second,
-        ..., without filling. The order within a row means nothing. A model without experts gives empty entries.
+        ..., without filling. The order within a row means nothing. A model without experts gives empty entries. Of the last layer a
+        prefill makes only the rows whose logits are wanted: the others' experts are -1 there, unless it is asked for `all_logits`.
 
         Programs are bound apart for this: what isn't recorded costs nothing.
         """
@@ -387,19 +390,20 @@ class Model(torch.nn.Module):
     @torch.no_grad()
     def _run(self, entry: str, cache: Cache, inputs: Mapping[str, Numbers]) -> torch.Tensor:
         """Bind the entry point for these sizes, unless it is, and replay it."""
-        rows = inputs.get("rows", inputs["ids"])
+        tokens = len(inputs["ids"])
+        rows = inputs.get("rows", range(tokens))
         replay = self._replay
-        sizes = len(inputs["ids"]), len(inputs["slots"]), len(rows)
+        sizes = tokens, len(inputs["slots"]), len(rows)
         key = Key(entry, *sizes, bool(self._recordings), replay is not None)
         bound = self.bound(key, cache)
         if replay is not None:
-            replay.give(bound.replayed)
+            replay.give(bound.replayed, tokens, rows)
         bound.inputs.write(inputs)
         bound.run()
         if replay is not None:
             replay.note(bound.replayed)
         for calls in self._recordings:
-            calls.append(tuple(taken.clone() for taken in bound.experts))
+            calls.append(tuple(of_all(taken, tokens, rows) for taken in bound.experts))
         if entry != "decode" and bound.logits.numel() * 4 > KEEP_LOGITS:
             return bound.logits
         cache.keep(key, bound)
@@ -417,7 +421,8 @@ class Model(torch.nn.Module):
 
     def _bind(self, key: Key, cache: Cache) -> Bound:
         entry, tokens, batch, rows, record_routing, replay_routing = key
-        counts = {"ids": tokens, "positions": tokens, "slots": batch, "offsets": batch + 1, "rows": rows}
+        counts = {"ids": tokens, "positions": tokens, "slots": batch, "offsets": batch + 1}
+        counts |= {"rows": rows, "row_offsets": batch + 1}
         needed = rows * self.vocabulary["size"] * torch.float32.itemsize
         check_memory(needed, self.device, f"logits of {rows} tokens", FEWER_TOKENS)
         logits = torch.empty((rows, self.vocabulary["size"]), dtype=torch.float32, device=self.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +23,10 @@ from ringc.ir.types import TensorType
 from ringc.runtime.artifact import Artifact
 from ringc.runtime.check import read_module
 from ringc.runtime.manifest import contradiction
+from ringc.runtime.routing import NONE
+
+if TYPE_CHECKING:
+    from ringc.runtime.execute import Numbers
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Choice:
         scores: f32[N, E] with the bias, of which the highest are chosen, in the model's own computation.
         own: i32[N, k], what these scores choose.
         taken: i32[N, k], what was replayed.
+
+    In the last layer of a prefill N are the tokens whose logits are wanted.
     """
 
     route: Route
@@ -76,8 +83,8 @@ class ReplayedLaunch:
         )
         self.choice: Choice | None = None
 
-    def check_shape(self, taken: torch.Tensor) -> None:
-        """Raise unless these are as many integers as are wanted.
+    def wanted(self, taken: torch.Tensor, tokens: int, rows: Numbers) -> torch.Tensor:
+        """Of a call's experts, a row for each token, those of the rows that are made here: all, or the wanted ones.
 
         Raises:
             RunError: they are of another shape or type.
@@ -85,11 +92,12 @@ class ReplayedLaunch:
         if not isinstance(taken, torch.Tensor) or taken.dtype.is_floating_point or taken.dtype.is_complex:
             found = taken.dtype if isinstance(taken, torch.Tensor) else type(taken).__name__
             raise RunError(f"experts of type {found}", help="give tensors of integers, as `record_routing` does")
-        if taken.shape != self.experts.shape:
+        if taken.shape != (tokens, *self.experts.shape[1:]):
             raise RunError(
-                f"the recording has experts {list(taken.shape)} for a routing of {list(self.experts.shape)}",
+                f"the recording has experts {list(taken.shape)} for a routing of {[tokens, *self.experts.shape[1:]]}",
                 help="replay the calls that were recorded, or cut the recording: `ringc.runtime.routing.cut`",
             )
+        return taken if len(self.experts) == tokens else taken[torch.as_tensor(rows, device=taken.device)]
 
     def give(self, taken: torch.Tensor) -> torch.Tensor:
         """Take these in the next run. Gives back, for each row on the device, whether they are distinct numbers of experts."""
@@ -97,12 +105,15 @@ class ReplayedLaunch:
         self.experts.copy_(given)
         return is_choice(given, self._route.experts)
 
-    def refusal(self, taken: torch.Tensor, right: torch.Tensor) -> RunError:
-        """What is wrong with experts whose rows are `right` or not."""
+    def refusal(self, taken: torch.Tensor, right: torch.Tensor, tokens: Numbers) -> RunError:
+        """What is wrong with the experts of these tokens, which are `right` or not."""
         row = int((~right).nonzero()[0, 0])
+        help = f"experts are distinct, and 0 .. {self._route.experts - 1}"
+        if bool((taken[row] == NONE).all()):
+            help = "a prefill records the last layer's experts of tokens whose logits it is asked for: ask for `all_logits`"
         return RunError(
-            f"the experts {taken[row].tolist()} of token {row} are no choice of {self._route.experts}",
-            help=f"experts are distinct, and 0 .. {self._route.experts - 1}",
+            f"the experts {taken[row].tolist()} of token {tokens[row]} are no choice of {self._route.experts}",
+            help=help,
         )
 
     def run(self) -> None:
@@ -165,8 +176,8 @@ class RoutingReplay:
     calls: int = 0
     choices: list[tuple[Choice, ...]] = field(default_factory=list)
 
-    def give(self, launches: Sequence[ReplayedLaunch]) -> None:
-        """Give a program the experts of the next call.
+    def give(self, launches: Sequence[ReplayedLaunch], tokens: int, rows: Numbers) -> None:
+        """Give a program of so many tokens, of which these rows are wanted, the experts of the next call.
 
         Raises:
             RunError: there is no further call, or it doesn't fit.
@@ -182,13 +193,13 @@ class RoutingReplay:
                 f"a recorded call has experts of {len(call)} layers, and the model {len(launches)}",
                 help="replay a recording of this model",
             )
-        for launch, taken in zip(launches, call, strict=True):
-            launch.check_shape(taken)
-        right = [launch.give(taken) for launch, taken in zip(launches, call, strict=True)]
+        wanted = [launch.wanted(taken, tokens, rows) for launch, taken in zip(launches, call, strict=True)]
+        right = [launch.give(taken) for launch, taken in zip(launches, wanted, strict=True)]
         # The host waits for the device once, not for each layer.
         if right and not bool(torch.cat(right).all()):
             at = next(i for i, rows in enumerate(right) if not bool(rows.all()))
-            raise launches[at].refusal(call[at], right[at])
+            of = rows if len(right[at]) == len(rows) else range(tokens)
+            raise launches[at].refusal(wanted[at], right[at], of)
         self.calls += 1
 
     def note(self, launches: Sequence[ReplayedLaunch]) -> None:

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from ringc.errors import RunError
 
+if TYPE_CHECKING:
+    from ringc.runtime.execute import Numbers
+
 Routing = list[tuple[torch.Tensor, ...]]
-"""For each call, the experts that each layer with experts took: i32[N, k], a row for each token of the call, in order of layers."""
+"""For each call, the experts that each layer with experts took: i32[N, k], a row for each token of the call, in order of layers.
+
+A prefill makes the last layer's row of a token only if its logits are wanted: the others' experts are `NONE` there.
+"""
+
+NONE = -1
+"""The experts of a row that no layer has made."""
+
+
+def of_all(taken: torch.Tensor, tokens: int, rows: Numbers) -> torch.Tensor:
+    """Experts of these rows as those of all tokens [tokens, k], `NONE` for the others. A copy."""
+    if len(taken) == tokens:
+        return taken.clone()
+    whole = taken.new_full((tokens, *taken.shape[1:]), NONE)
+    whole[torch.as_tensor(rows)] = taken
+    return whole
 
 
 def cut(recording: Sequence[Sequence[torch.Tensor]], counts: Sequence[int], *, batch: int = 1) -> Routing:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ringc.ir.core import Block, Effect, Env, Level, Op, Value, attr, operands, operation, region, regions
-from ringc.ir.symbols import Dim, add
+from ringc.ir.symbols import Dim, add, evaluate
 from ringc.ir.types import TensorType, Type
 
 if TYPE_CHECKING:
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
 class Call(Op):
     """Runs a function of the module.
 
-    `out` repeats the types of its results, in which symbols mean what they mean here; `buffers` is as in `launch`.
+    `out` repeats the types of its results, in which symbols mean what they mean here; `buffers` is as in `launch`. `rows`: what the
+    callee's `N` is here, where that isn't this function's own.
     """
 
     arguments: tuple[Value, ...] = operands()
     callee: str = attr()
     out: tuple[Type, ...] = attr()
     buffers: tuple[int, ...] = attr(default=())
+    rows: Dim | None = attr(default=None)
     effect: ClassVar[Effect] = Effect.WRITES_STATE
     takes_scaled: ClassVar[bool] = True
     levels: ClassVar[frozenset[Level]] = frozenset(Level)
@@ -35,7 +38,16 @@ class Call(Op):
         from ringc.ir.interpret import run_block
 
         self.require(self.callee in env.functions, f"there is no function @{self.callee}")
-        return run_block(env.functions[self.callee].body, inputs, env)
+        return run_block(env.functions[self.callee].body, inputs, replace(env, sizes=self.inside(env.sizes)))
+
+    @property
+    def renamed(self) -> Mapping[str, Dim]:
+        """What symbols of the callee's types are here, where they aren't the same."""
+        return {} if self.rows is None else {"N": self.rows}
+
+    def inside(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The values of the callee's symbols, where this function's have these."""
+        return {**sizes, **{name: evaluate(size, sizes) for name, size in self.renamed.items()}}
 
 
 class RegionOp(Op):

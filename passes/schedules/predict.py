@@ -17,26 +17,25 @@ _FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor, "ceiling
 
 def predicted_seconds(module: Module, version: Function, sizes: Mapping[str, int] | None = None) -> float:
     """Seconds that the cost model gives for one run of a version, at its typical sizes unless others are given."""
-    given = sizes or typical_sizes(*service(version))
-    known: dict[str, float] = {}
+    return _of(module, version, sizes or typical_sizes(*service(version)), {})
 
-    def of(function: Function) -> float:
-        total = 0.0
-        for op in function.body.ops:
-            if isinstance(op, Launch):
-                total += kernel(op.kernel)
-            elif isinstance(op, Call):
-                if op.callee not in known:
-                    known[op.callee] = of(module.functions[op.callee])
-                total += known[op.callee]
-        return total
 
-    def kernel(name: str) -> float:
-        if name not in known:
-            known[name] = seconds_at(str(module.functions[name].notes.get("seconds", "0")), given)
-        return known[name]
-
-    return of(version)
+def _of(module: Module, function: Function, sizes: Mapping[str, int], known: dict[tuple[str, int], float]) -> float:
+    """The sum for a function; `known`: what was found for kernels and functions, by name and rows."""
+    total = 0.0
+    for op in function.body.ops:
+        if isinstance(op, Launch):
+            key = op.kernel, sizes["N"]
+            if key not in known:
+                known[key] = seconds_at(str(module.functions[op.kernel].notes.get("seconds", "0")), sizes)
+            total += known[key]
+        elif isinstance(op, Call):
+            inside = op.inside(sizes)
+            key = op.callee, inside["N"]
+            if key not in known:
+                known[key] = _of(module, module.functions[op.callee], inside, known)
+            total += known[key]
+    return total
 
 
 def seconds_at(text: str, sizes: Mapping[str, int]) -> float:

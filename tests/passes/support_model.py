@@ -104,7 +104,7 @@ def inputs_of(program: Program, entry: str, seed: int) -> list[torch.Tensor]:
     ids = torch.randint(0, program.spec.vocabulary.size, (offsets[-1],), generator=generator)
     made = [ids, positions, slots, offsets]
     if entry == "prefill":
-        made.append([2, 6])
+        made += [[1, 2, 6], [0, 2, 2, 3]]
     tensors = [torch.as_tensor(x, dtype=torch.int32) for x in made]
     for arg in program.graph.functions[entry].body.args:
         if isinstance(arg.type, StateType):

@@ -11,6 +11,7 @@ import torch
 
 from ringc.model_defs.spec import Spec
 from ringc.runtime.model import Model
+from ringc.runtime.routing import NONE
 from tests.reference.configs import random_config
 from tests.reference.ring_linear import Output, RingConfig, forward, random_weights
 
@@ -226,15 +227,18 @@ def _in_pieces(model: Model, ids: torch.Tensor, config: RingConfig, rng: random.
 
 
 def _by_layer(config: RingConfig, calls: Sequence[Sequence[torch.Tensor]]) -> dict[int, torch.Tensor]:
-    layers = moe_layers(config)
-    return {layer: torch.cat([call[i] for call in calls]).long() for i, layer in enumerate(layers)}
+    return {layer: torch.cat([call[i] for call in calls]).long() for i, layer in enumerate(moe_layers(config))}
 
 
 def _against(
     drawn: Draw, logits: torch.Tensor, rows: Sequence[int], experts: Mapping[int, torch.Tensor] | None
 ) -> tuple[float, float, float, float]:
     config, weights, ids = drawn.config, drawn.weights, drawn.ids
-    exact = drawn.output if experts is None else forward(config, weights, ids, replay_ids=experts)
+    # What the last layer hasn't made nothing reads: any experts do.
+    unmade = {layer: (taken == NONE).any(-1) for layer, taken in (experts or {}).items()}
+    some = torch.arange(config.num_experts_per_tok)
+    whole = {layer: torch.where(unmade[layer][:, None], some, taken) for layer, taken in (experts or {}).items()}
+    exact = drawn.output if experts is None else forward(config, weights, ids, replay_ids=whole)
     assert logits.shape == (len(rows), config.vocab_size) and logits.dtype == torch.float32
     taken = list(rows)
     narrow = {name: w.float() for name, w in weights.items()}
@@ -243,8 +247,10 @@ def _against(
     ]
     unfused = max(largest(x, exact.logits[taken]) for x in plain)
     other = 0.0
-    for routing in exact.routing.values():
+    for layer, routing in exact.routing.items():
         differs = (routing.own.sort(-1).values != routing.ids.sort(-1).values).any(-1)
+        if layer in unmade:
+            differs &= ~unmade[layer]
         other = max([other, *routing.margin[differs].tolist()])
     return largest(logits, exact.logits[taken]), unfused, exact.margin, other
 

@@ -75,7 +75,7 @@ def test_weights_count_once_a_step_and_experts_and_rows_as_they_are_touched() ->
     run = Run(batch=2, tokens=3, context=10, rows=2, takes_rows=True, distinct_ids=5, experts=(3,))
     weights = 8 * 4 * 2 + 3 * 8 * 2 * 4 + 5 * 4 * 4
     states = 2 * 13 * 6 * 2 + 2 * 2 * 25 * 4
-    others = 4 * (6 + 6 + 2 + 3 + 2) + 4 * 2 * 100
+    others = 4 * (6 + 6 + 2 + 3 + 2 + 3) + 4 * 2 * 100
     assert necessary_work(manifest, steps, run) == Work(weights + states + others, 4 * 7 * 6)
 
 

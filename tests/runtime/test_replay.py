@@ -16,7 +16,7 @@ from ringc.model_defs import load_spec
 from ringc.runtime.flips import flips, own, score_differences
 from ringc.runtime.model import Model
 from ringc.runtime.replay import ReplayedLaunch
-from ringc.runtime.routing import Routing, cut
+from ringc.runtime.routing import NONE, Routing, cut
 from tests.reference.ring_linear import RingConfig, forward
 from tests.runtime.models import compiled
 
@@ -98,6 +98,26 @@ class TestReplay:
         for i in range(2):
             experts = [taken.view(2, TOKENS, -1)[i] for taken in calls[0]]
             assert error(made[i], reference(config, weights, ids[i], experts)) < TOLERANCE
+
+    def test_the_last_layer_takes_the_experts_of_the_rows_that_it_makes(
+        self, tiny: Model, config: RingConfig, weights: dict[str, torch.Tensor], ids: torch.Tensor
+    ) -> None:
+        """Of a recording of all tokens the last ones', and what a prefill has recorded of those alone."""
+        calls = drawn(config, 2 * 9, seed=9)
+        experts = [[taken.view(2, 9, -1)[i] for taken in calls[0]] for i in range(2)]
+        wanted = [reference(config, weights, ids[i, :9], experts[i])[-1] for i in range(2)]
+        with tiny.replay_routing(calls, judge=True) as replay, tiny.record_routing() as last:
+            made = tiny.prefill(ids[:, :9], tiny.new_cache(2, 9))
+        assert error(made, torch.stack(wanted)) < TOLERANCE
+        assert [len(choice.taken) for choice in replay.choices[0]] == [18] * (len(calls[0]) - 1) + [2]
+        made_rows = (last[0][-1] != NONE).all(-1).nonzero().flatten().tolist()
+        assert made_rows == [8, 17] and torch.equal(last[0][-1][made_rows], calls[0][-1][made_rows])
+        with tiny.replay_routing(last):
+            assert error(tiny.prefill(ids[:, :9], tiny.new_cache(2, 9)), made) < ROUNDING
+        with tiny.replay_routing(last), pytest.raises(RunError, match=r"(?s)of token 0 are no choice.*all_logits"):
+            tiny(ids[:, :9])
+        with pytest.raises(RunError, match="of the same tokens"):
+            flips(replay.choices, last)
 
     def test_programs_of_both_kinds_are_kept_apart(self, tiny: Model, config: RingConfig, ids: torch.Tensor) -> None:
         """Each call takes its own experts from programs that are kept, and free ones aren't changed."""
@@ -199,7 +219,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("wrong", [-1, 16])
     def test_an_expert_that_there_isn_t(self, tiny: Model, call: tuple[torch.Tensor, ...], wrong: int) -> None:
-        call[-1][1, 2] = wrong
+        call[-2][1, 2] = wrong
         self.refused(tiny, [call], "of token 1 are no choice of 16")
 
     def test_an_expert_taken_twice(self, tiny: Model, call: tuple[torch.Tensor, ...]) -> None:
