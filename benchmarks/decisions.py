@@ -8,10 +8,10 @@ import sympy
 import torch
 from torch import Tensor
 
-from ringc.codegen.kernel import Kernel
+from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.ir.core import Function
 from ringc.ir.text_parse import parse_module
-from ringc.passes.schedules.attention import few_tokens
+from ringc.passes.schedules.attention import few_tokens, implementation
 from ringc.passes.schedules.model import Rows, crossover
 from ringc.passes.schedules.products import TENSOR_CORE_ROWS
 from ringc.passes.target import Target
@@ -81,10 +81,10 @@ def decisions(target: Target) -> list[Decision]:
     functions = parse_module(KERNELS.read_text(), KERNELS).functions
     made: list[Decision] = []
 
-    def way(function: Function, implementation: str, rows: Rows, family: str = "") -> Way:
-        named = Function(f"{function.name}_{len(made)}_{implementation.partition('.')[2]}", function.body.clone())
+    def way(function: Function, template: str, rows: Rows, family: str = "") -> Way:
+        named = Function(f"{function.name}_{len(made)}_{template.partition('.')[2]}", function.body.clone())
         named.notes["family"] = family or function.notes["family"]
-        kernel, candidate = kernel_by(named, implementation, rows, target)
+        kernel, candidate = kernel_by(named, template, rows, target)
         return Way(candidate.implementation, kernel, candidate.seconds)
 
     for sequences in (1, 16):
@@ -109,12 +109,19 @@ def decisions(target: Target) -> list[Decision]:
             rows, why = many[0], STATED
         counts = BATCH if (inner, columns) == HEAD else MANY
         made.append(Decision(f"product {inner} -> {columns}", "rows", counts, first, second, rows, why))
-    split = way(functions["attention"], "triton.attention_decode", (1, 1))
-    whole = way(functions["attention"], "triton.attention_prefill", (CONTEXT, 0))
-    shared = int(functions["attention"].body.args[1].type.shape[1])
-    what, predicted = f"softmax attention, one token after {CONTEXT - 1}", few_tokens(shared, target)
-    made.append(Decision(what, "sequences", BATCHES, split, whole, predicted, STATED, None))
+    split, whole = (_attention(functions["attention"], few) for few in (max(BATCHES), 0))
+    few = few_tokens(int(functions["attention"].body.args[1].type.shape[1]), target)
+    what = f"softmax attention, one token after {CONTEXT - 1}"
+    made.append(Decision(what, "sequences", BATCHES, split, whole, few + 1, STATED, None))
     return made
+
+
+def _attention(function: Function, few: int) -> Way:
+    """Softmax attention that splits the keys of up to so many tokens."""
+    name, workspace = implementation(function.body, few)
+    notes = {"family": "attention", "implementation": name, "workspace": workspace}
+    made = Function(f"attention_few_{few}", function.body.clone(), **notes)
+    return Way(name, kernel_of(made), sympy.Integer(0))
 
 
 def _product(inner: int, columns: int) -> Function:

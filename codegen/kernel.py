@@ -141,8 +141,7 @@ TEMPLATES = {
     "triton.grouped": "ringc.codegen.triton.grouped:emit",
     "triton.linear_recurrent": "ringc.codegen.triton.linear_recurrent:emit",
     "triton.linear_chunked": "ringc.codegen.triton.linear_attention:emit_chunked",
-    "triton.attention_prefill": "ringc.codegen.triton.attention:emit_prefill",
-    "triton.attention_decode": "ringc.codegen.triton.attention:emit_decode",
+    "triton.attention": "ringc.codegen.triton.attention:emit",
     "triton.route": "ringc.codegen.triton.route:emit",
     "triton.sort": "ringc.codegen.triton.sort:emit",
 }

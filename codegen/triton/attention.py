@@ -17,7 +17,7 @@ from ringc.ir.ops.mixers import Attention
 
 _RESERVED = (
     *RESERVED, "pinned", "o", "partial", "stats", "tokens", "sequences", "places", "steps", "rows", "grid", "absorb", "piece_of",
-    "attend_tiles", "attend_tokens", "combine",
+    "attend_tiles", "attend_tokens", "combine", "FEW",
 )  # fmt: skip
 
 _HEAD = "import triton\nimport triton.language as tl"
@@ -106,22 +106,33 @@ def _region(kernel: Kernel) -> _Region:
     return _Region(body.ops[0], argument_names(body, names), names)
 
 
-def emit_prefill(kernel: Kernel) -> str:
-    """`triton.attention_prefill`: tiles of 64 tokens; where sequences have about one token each, one token a program.
+def emit(kernel: Kernel) -> str:
+    """`triton.attention{splits,few}`: tiles of 64 tokens; one token a program where sequences have about one each.
+
+    The keys of up to `few` tokens are cut into `splits` parts, a power of two, for as many programs; a second launch puts them together.
+    Workspaces, for the tokens of the last way: f32[min(N, few) * H * splits, D] outputs of the parts, f32[..., 2] their maxima and sums.
 
     Raises:
         CodegenError: the region is more than an attention.
     """
     r = _region(kernel)
-    wide = r.op.q.type.dtype.bytes > 2
-    blocks = {"BLOCK_Q": 16 if wide else 64, "BLOCK_S": 16 if wide else 64}
-    sizes = {"places": "i32", "sequences": "i32", "steps": "i32"}
-    element = pointer(r.op.q.type)
+    splits, few = kernel.implementation["splits"], kernel.implementation["few"]
+    element, sizes = pointer(r.op.q.type), {"places": "i32", "sequences": "i32", "steps": "i32"}
+    signature = {**r.signature, "o": element, "partial": "*fp32", "stats": "*fp32", **sizes}
+    block = 16 if r.op.q.type.dtype.bytes > 2 else 64
+    by_token = {**r.constants, "ROWS": padded(r.heads // r.shared), "BLOCK_S": block}
+    put_together = {"HEADS": r.heads, "D": r.d, "TILE": padded(r.d), "PARTS": splits}
     jobs = [
         Job(
-            "attend_tiles", {**r.signature, "o": element, **sizes}, {**r.constants, **blocks}, num_warps=4, num_stages=3
+            "attend_tiles",
+            {**r.signature, "o": element, **sizes},
+            {**r.constants, "BLOCK_Q": block, "BLOCK_S": block},
+            num_warps=4,
+            num_stages=3,
         ),
-        _token_job(r, 1),
+        Job("attend_tokens", signature, {**by_token, "PARTS": 1}, num_warps=4, num_stages=3),
+        Job("attend_tokens", signature, {**by_token, "PARTS": splits}, num_warps=4, num_stages=3),
+        Job("combine", {"partial": "*fp32", "stats": "*fp32", "o": element}, put_together, num_warps=2, num_stages=1),
     ]
     q, keys, slots = r.names[r.op.q], r.names[r.op.keys], r.names[r.op.slots]
     return f"""{_HEAD}
@@ -138,63 +149,28 @@ def emit_prefill(kernel: Kernel) -> str:
 {_tiles(r)}
 
 
-{_tokens(r, split=False)}
-
-
-def launch({", ".join(r.arguments)}, o):
-    tokens, sequences = {q}.shape[0], {slots}.shape[0]
-    sizes = {keys}.shape[1], sequences, max(0, sequences - 1).bit_length()
-    if tokens < 2 * sequences:
-        attend_tokens[(tokens, {r.shared}, 1)]({r.given}, o, *sizes, **pinned(JOBS[1]))
-        return
-    tiles = tokens // {blocks["BLOCK_Q"]} + sequences
-    attend_tiles[(tiles, {r.heads})]({r.given}, o, *sizes, **pinned(JOBS[0]))
-"""
-
-
-def emit_decode(kernel: Kernel) -> str:
-    """`triton.attention_decode{splits}`: one token a program, its keys in `splits` parts, a power of two, that a second launch combines.
-
-    Workspaces: f32[N * H * splits, D] outputs of the parts, f32[N * H * splits, 2] their maxima and sums.
-
-    Raises:
-        CodegenError: the region is more than an attention.
-    """
-    r = _region(kernel)
-    splits = kernel.implementation["splits"]
-    together = {"partial": "*fp32", "stats": "*fp32", "o": pointer(r.op.q.type)}
-    sizes = {"HEADS": r.heads, "D": r.d, "TILE": padded(r.d), "PARTS": splits}
-    jobs = [_token_job(r, splits), Job("combine", together, sizes, num_warps=2, num_stages=1)]
-    q, keys, slots = r.names[r.op.q], r.names[r.op.keys], r.names[r.op.slots]
-    return f"""{_HEAD}
-
-{jobs_text(jobs)}
-
-
-{_ABSORB}
-
-
-{_tokens(r, split=True)}
+{_tokens(r)}
 
 
 {_COMBINE}
 
 
+FEW = {few}
+\"\"\"Tokens up to which there are fewer blocks than processors, unless their keys are split.\"\"\"
+
+
 def launch({", ".join(r.arguments)}, o, partial, stats):
     tokens, sequences = {q}.shape[0], {slots}.shape[0]
     sizes = {keys}.shape[1], sequences, max(0, sequences - 1).bit_length()
-    attend_tokens[(tokens, {r.shared}, {splits})]({r.given}, partial, stats, *sizes, **pinned(JOBS[0]))
-    combine[(tokens, {r.heads})](partial, stats, o, **pinned(JOBS[1]))
+    if tokens <= FEW:
+        attend_tokens[(tokens, {r.shared}, {splits})]({r.given}, o, partial, stats, *sizes, **pinned(JOBS[2]))
+        combine[(tokens, {r.heads})](partial, stats, o, **pinned(JOBS[3]))
+    elif tokens < 2 * sequences:
+        attend_tokens[(tokens, {r.shared}, 1)]({r.given}, o, partial, stats, *sizes, **pinned(JOBS[1]))
+    else:
+        tiles = tokens // {block} + sequences
+        attend_tiles[(tiles, {r.heads})]({r.given}, o, *sizes, **pinned(JOBS[0]))
 """
-
-
-def _token_job(r: _Region, parts: int) -> Job:
-    made = {"partial": "*fp32", "stats": "*fp32"} if parts > 1 else {"o": pointer(r.op.q.type)}
-    sizes = {"places": "i32", "sequences": "i32", "steps": "i32"}
-    rows = padded(r.heads // r.shared)
-    block = 16 if r.op.q.type.dtype.bytes > 2 else 64
-    constants = {**r.constants, "ROWS": rows, "PARTS": parts, "BLOCK_S": block}
-    return Job("attend_tokens", {**r.signature, **made, **sizes}, constants, num_warps=4, num_stages=3)
 
 
 def _tiles(r: _Region) -> str:
@@ -253,27 +229,17 @@ def _other(r: _Region) -> str:
     return "" if padded(r.d) == r.d else ", mask=(channel < D)[None, :], other=0.0"
 
 
-def _tokens(r: _Region, *, split: bool) -> str:
-    made = "partial, stats" if split else "o"
-    if split:
-        meaning = "one part of the keys. A part without keys has the maximum -inf and leaves its output unwritten."
-        store = f"""row = (token.to(tl.int64) * HEADS + head) * PARTS + part
-    if begin < end:
-        tl.store(partial + row[:, None] * D + channel[None, :], acc, mask={r.mask("(member < GROUP)[:, None]")})
-    tl.store(stats + row * 2, top, mask=member < GROUP)
-    tl.store(stats + row * 2 + 1, total, mask=member < GROUP)"""
-    else:
-        meaning = "all the keys that it sees."
-        store = f"""out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
-    at = (token.to(tl.int64) * HEADS + head)[:, None] * D + channel[None, :]
-    tl.store(o + at, out.to(o.dtype.element_ty), mask={r.mask("(member < GROUP)[:, None]")})"""
+def _tokens(r: _Region) -> str:
     return f'''@triton.jit(do_not_specialize=["places", "sequences", "steps"])
 def attend_tokens(
-    q, keys, values, slots, offsets, positions, {made}, places, sequences, steps,
+    q, keys, values, slots, offsets, positions, o, partial, stats, places, sequences, steps,
     HEADS: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, SCALE: tl.constexpr,
     ROWS: tl.constexpr, PARTS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):
-    """The heads that share one key-value head, for one token, over {meaning}"""
+    """The heads that share one key-value head, for one token, over one part of the keys that it sees, or all of them.
+
+    A part without keys has the maximum -inf and leaves its output unwritten.
+    """
     GROUP: tl.constexpr = HEADS // SHARED
     token = tl.program_id(0)
     shared = tl.program_id(1)
@@ -308,4 +274,12 @@ def attend_tokens(
         v_tile = tl.load(values + cached, mask={r.mask("(start + key < end)[:, None]")}, other=0.0)
         score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * SCALE
         top, total, acc = absorb(tl.where((start + key < end)[None, :], score, float("-inf")), v_tile, top, total, acc)
-    {store}'''
+    if PARTS == 1:
+        out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+        tl.store(o + at, out.to(o.dtype.element_ty), mask={r.mask("(member < GROUP)[:, None]")})
+    else:
+        row = (token.to(tl.int64) * HEADS + head) * PARTS + part
+        if begin < end:
+            tl.store(partial + row[:, None] * D + channel[None, :], acc, mask={r.mask("(member < GROUP)[:, None]")})
+        tl.store(stats + row * 2, top, mask=member < GROUP)
+        tl.store(stats + row * 2 + 1, total, mask=member < GROUP)'''

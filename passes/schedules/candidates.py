@@ -8,7 +8,7 @@ from ringc.errors import CodegenError
 from ringc.ir.core import Block, Function
 from ringc.ir.ops.cost import region_bytes
 from ringc.ir.ops.index import SortByKey
-from ringc.ir.ops.mixers import LinearAttention
+from ringc.ir.ops.mixers import Attention, LinearAttention
 from ringc.passes.schedules import attention, library, linear_attention, products, routing
 from ringc.passes.schedules.crossovers import ROWS_ALONE
 from ringc.passes.schedules.model import Candidate, Rows, roofline, tokens_of
@@ -95,13 +95,14 @@ def problem_of(mixer: LinearAttention) -> linear_attention.Problem:
     return linear_attention.Problem(heads, dk, int(mixer.v.shape[2]), mixer.q.type.dtype.bytes, mixer.steepest)
 
 
-def _attention(body: Block, rows: Rows, target: Target) -> list[Candidate]:
+def _attention(body: Block, _: Rows, target: Target) -> list[Candidate]:
     seconds = roofline(
         target, products.flops_of(body), region_bytes(body), rate=0.5 * target.matrix_rate, bandwidth=0.8
     )
     if target.backend != "triton":
         return [_plain(target, "attention", seconds)]
-    template, workspace = attention.implementation(body, rows, target)
+    shared = next(int(op.cache.shape[1]) for op in body.ops if isinstance(op, Attention))
+    template, workspace = attention.implementation(body, attention.few_tokens(shared, target))
     return [Candidate(template, seconds, workspace=workspace)]
 
 

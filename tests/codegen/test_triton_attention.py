@@ -1,4 +1,4 @@
-"""Softmax attention by Triton: both templates in the interpreter against fp64, and what ptxas says of ring-mini's sizes."""
+"""Softmax attention by Triton: its ways in the interpreter against fp64, and what ptxas says of ring-mini's sizes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
 from ringc.errors import CodegenError
-from ringc.passes.schedules.attention import few_tokens, implementation
+from ringc.passes.schedules.attention import few_tokens
+from ringc.passes.schedules.candidates import candidates
 from ringc.passes.target import target
 from tests.codegen.support_kernels import check, check_golden, distance, kernel, offsets_of, reference, run
 
-PREFILL, DECODE = "triton.attention_prefill", "triton.attention_decode{splits=4}"
+WHOLE, SPLIT = (f"triton.attention{{splits=4,few={few}}}" for few in (0, 64))
+"""No token's keys are split, or those of up to 64 tokens are."""
 
 
 def attention(heads: int, shared: int, d: int, template: str, dtype: str = "f32") -> Kernel:
-    splits = template.partition("splits=")[2].rstrip("}")
+    splits, few = (int(part.rstrip("}").partition("=")[2]) for part in template.split(","))
     rows, pool = f"{dtype}[N / B, {heads}, {d}]", f"state<{dtype}[P; S, {shared}, {d}]>"
     where = "%slots: i32[B], %offsets: i32[B + 1], %positions: i32[N / B]"
+    parts = f"{heads * splits}*min(N, {few})"
     return kernel(
         f"""
 func @attend(%q: {rows}, %keys: {pool}, %values: {pool}, {where}) {{
@@ -33,7 +36,7 @@ func @attend(%q: {rows}, %keys: {pool}, %values: {pool}, {where}) {{
   return %o
 }}""",
         template,
-        [f"f32[{heads}*{splits}*N, {d}]", f"f32[{heads}*{splits}*N, 2]"] if splits else [],
+        [f"f32[{parts}, {d}]", f"f32[{parts}, 2]"],
     )
 
 
@@ -65,7 +68,7 @@ def checked(interpreter: InterpreterWorker, folder: Path, made: Kernel, given: l
     assert distance(got, want) < 2e-5
 
 
-@pytest.mark.parametrize("template", [PREFILL, DECODE])
+@pytest.mark.parametrize("template", [WHOLE, SPLIT])
 @pytest.mark.parametrize(("heads", "shared", "d"), [(4, 2, 32), (3, 1, 24)])
 def test_ragged_prompts_on_what_is_cached(
     interpreter: InterpreterWorker, tmp_path: Path, template: str, heads: int, shared: int, d: int
@@ -74,13 +77,13 @@ def test_ragged_prompts_on_what_is_cached(
     checked(interpreter, tmp_path, attention(heads, shared, d, template), given)
 
 
-@pytest.mark.parametrize("template", [PREFILL, DECODE])
+@pytest.mark.parametrize("template", [WHOLE, SPLIT])
 def test_one_token_of_each_sequence(interpreter: InterpreterWorker, tmp_path: Path, template: str) -> None:
     given = inputs(4, 2, 16, [1, 1, 1], [0, 15, 78], [2, 0, 1])
     checked(interpreter, tmp_path, attention(4, 2, 16, template), given)
 
 
-@pytest.mark.parametrize("template", [PREFILL, DECODE])
+@pytest.mark.parametrize("template", [WHOLE, SPLIT])
 @pytest.mark.parametrize("lengths", [[1, 1, 1], [20, 3, 17]], ids=["decode", "prefill"])
 def test_nobodys_slot_gives_zeros(
     interpreter: InterpreterWorker, tmp_path: Path, template: str, lengths: list[int]
@@ -92,7 +95,7 @@ def test_nobodys_slot_gives_zeros(
     assert not o[lengths[0] : lengths[0] + lengths[1]].any()
 
 
-@pytest.mark.parametrize("template", [PREFILL, DECODE])
+@pytest.mark.parametrize("template", [WHOLE, SPLIT])
 def test_without_tokens(interpreter: InterpreterWorker, tmp_path: Path, template: str) -> None:
     check(interpreter, tmp_path, attention(2, 1, 16, template), inputs(2, 1, 16, [0, 0], [4, 7], [1, 0]))
 
@@ -100,42 +103,40 @@ def test_without_tokens(interpreter: InterpreterWorker, tmp_path: Path, template
 def test_positions_need_no_order(interpreter: InterpreterWorker, tmp_path: Path) -> None:
     given = inputs(2, 1, 16, [40], [30], [0])
     given[5] = given[5][torch.randperm(40)]
-    checked(interpreter, tmp_path, attention(2, 1, 16, PREFILL), given)
+    checked(interpreter, tmp_path, attention(2, 1, 16, WHOLE), given)
 
 
-def test_the_split_fits_the_heads() -> None:
-    body = attention(16, 4, 128, PREFILL).function.body
-    for rows in ((1, 1), (1, 16), (2, 64)):
-        assert implementation(body, rows, target("sm_90"))[0] == "triton.attention_decode{splits=32}"
-    assert implementation(body, (17, 0), target("sm_90")) == ("triton.attention_prefill", ())
+def test_the_split_fits_the_heads_and_the_device() -> None:
+    body = attention(16, 4, 128, WHOLE).function.body
+    (found,) = candidates("attention", body, (1, 0), target("sm_90"))
+    assert found.implementation == "triton.attention{splits=32,few=32}"
+    assert [str(t) for t in found.workspace] == ["f32[512*min(32, N), 128]", "f32[512*min(32, N), 2]"]
+    few = few_tokens(4, target("sm_90"))
+    assert (few + 1) * 4 >= 132 > few * 4, "as many tokens as leave a processor without a block"
 
 
-def test_keys_are_split_while_tokens_leave_processors_without_a_block() -> None:
-    assert few_tokens(4, target("sm_90")) * 4 >= 132 > (few_tokens(4, target("sm_90")) - 1) * 4
-    body = attention(16, 4, 128, PREFILL).function.body
-    assert implementation(body, (2, 66), target("sm_90")) == ("triton.attention_prefill", ())
-    assert implementation(body, (2, 66), target("sm_100"))[1]
+def test_ways_are_chosen_by_tokens(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    """At the limit, above it, and of more tokens than there are sequences."""
+    made = attention(2, 1, 16, "triton.attention{splits=4,few=3}")
+    for lengths in ([1, 1, 1], [1, 1, 1, 1], [2, 0, 1], [5]):
+        past = [7 * i for i in range(len(lengths))]
+        checked(interpreter, tmp_path, made, inputs(2, 1, 16, lengths, past, [*range(len(lengths))]))
 
 
 def test_only_attention_alone_is_taken() -> None:
-    made = attention(2, 1, 16, PREFILL)
+    made = attention(2, 1, 16, WHOLE)
     made.function.body.set_outputs([])
     with pytest.raises(CodegenError, match="attention alone"):
         emit(made)
 
 
-RING_MINI = {
-    "attention_prefill": attention(16, 4, 128, PREFILL, "bf16"),
-    "attention_decode": attention(16, 4, 128, "triton.attention_decode{splits=32}", "bf16"),
-}
+RING_MINI = attention(16, 4, 128, "triton.attention{splits=32,few=32}", "bf16")
 
 
-@pytest.mark.parametrize("name", RING_MINI)
-def test_golden(name: str) -> None:
-    check_golden(f"triton_{name}", emit(RING_MINI[name]).text)
+def test_golden() -> None:
+    check_golden("triton_attention", emit(RING_MINI).text)
 
 
-@pytest.mark.parametrize("name", RING_MINI)
-def test_nothing_spills_at_ring_mini_sizes(name: str) -> None:
-    for made in compile_many(compile_jobs(emit(RING_MINI[name]).text, name, 90)):
+def test_nothing_spills_at_ring_mini_sizes() -> None:
+    for made in compile_many(compile_jobs(emit(RING_MINI).text, "attention", 90)):
         assert not made.resources.spills, f"{made.name}: {made.resources}"

@@ -56,6 +56,8 @@ def test_steps_of_any_experts_equal_a_prefill_of_them(model: Model, ids: torch.T
     with model.replay_routing(given, judge=True) as replay:
         model.prefill(ids[:, : counts[0]], cache)
         made = torch.stack([model.decode(ids[:, t], cache) for t in range(counts[0], TOKENS)], 1)
+    # Of the last layer the prefill makes the last tokens alone.
+    given[0] = (*given[0][:-1], given[0][-1].view(batch, counts[0], -1)[:, -1])
     for choices, taken in zip(replay.choices, given, strict=True):
         assert all(torch.equal(a.taken, b) for a, b in zip(choices, taken, strict=True))
     off = (made - wanted[:, counts[0] :]).abs()

@@ -219,17 +219,13 @@ def main() -> None:
         row(what, f"peer BM{block} w{warps} st{stages}", partial(peer_experts_up, 8192, block, warps, stages))
     row("route T=8192 E=256", "ringc route", partial(ours, "route", "triton.route", many))
     row("sort R=65536 E=256", "ringc sort", partial(ours, "sort", "triton.sort", many))
-    what, template = "attention prompt T=8192 H=16/4 D=128", "triton.attention_prefill"
-    row(what, "ringc attention_prefill", partial(ours, "attention", template, many, prompt))
+    what, template = "attention prompt T=8192 H=16/4 D=128", "triton.attention"
+    row(what, "ringc attention", partial(ours, "attention", template, many, prompt))
     row(what, "torch sdpa", partial(flash, 8192))
     for n in (1, 64):
         sizes = {"N": n, "B": n, "P": n, "S": 8192, "R": n}
-        template = "triton.attention_decode" if n <= 16 else "triton.attention_prefill"
-        row(
-            f"attention decode B={n} S=8192",
-            f"ringc {template[7:]}",
-            partial(ours, "attention", template, sizes, decode_step(8191)),
-        )
+        timed = partial(ours, "attention", template, sizes, decode_step(8191))
+        row(f"attention decode B={n} S=8192", "ringc attention", timed)
     for n in (1, 64, 256):
         sizes = {"N": n, "B": n, "P": n, "S": 1, "R": n}
         timed = partial(ours, "linear_recurrent", "triton.linear_recurrent", sizes, decode_step(0))
