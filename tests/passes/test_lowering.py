@@ -13,7 +13,7 @@ from ringc.ir.levels import verify
 from ringc.ir.ops.call import Call, Fused, Launch
 from ringc.ir.ops.shape import storage_of
 from ringc.ir.ops.source import Weight
-from ringc.ir.symbols import evaluate, parse_dim
+from ringc.ir.symbols import evaluate, parse_dim, symbol
 from ringc.ir.text_parse import parse_module
 from ringc.ir.text_print import print_module
 from ringc.ir.types import TensorType
@@ -95,6 +95,18 @@ def test_versions_share_kernels_that_are_equal(program: Program) -> None:
         for version in ("decode.few", "prefill.short")
     }
     assert used["decode.few"] & used["prefill.short"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "sm_90"])
+def test_the_last_layer_s_wanted_rows_are_made_by_the_other_layers_kernels(name: str) -> None:
+    functions = Program(tiny_spec(), default_pipeline(), name).lowered.functions
+    used = {f.name: {op.kernel for op in f.body.ops if isinstance(op, Launch)} for f in functions.values()}
+    wanted = [name for name in used if ".wanted_" in name]
+    assert wanted and all(name.startswith("prefill.") for name in wanted)
+    others = set().union(*(kernels for name, kernels in used.items() if name not in wanted))
+    assert all(len(used[name]) > 5 and used[name] <= others for name in wanted)
+    calls = [op for f in functions.values() for op in f.body.ops if isinstance(op, Call) and op.callee in wanted]
+    assert all(call.rows == symbol("R") for call in calls)
 
 
 def test_prepare_gives_every_weight_that_is_read(program: Program) -> None:

@@ -101,6 +101,19 @@ def test_the_floor_of_a_small_model_is_what_one_counts_by_hand(tmp_path: Path) -
     assert report.experts is None
 
 
+def test_of_a_prompt_the_last_layer_counts_for_the_wanted_rows(tmp_path: Path) -> None:
+    """Here the only one: queries, keys and values of all tokens, and the rest of the last token of each sequence."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    ringc.compile(tmp_path / "small.yaml", tmp_path / "small", target="torch")
+    model = ringc.load(tmp_path / "small", "random:0")
+    report = measure(model, Plan("prefill", 2, 0, tokens=9, rounds=1), RATES)
+    projections, behind = 4 * 16 * 32, 32 * 32 + 3 * 32 * 32 + 256 * 32
+    products = 2 * (18 * projections + 2 * behind)
+    assert products < report.floor.flops < 1.1 * products
+    bound = model.bound(Key("prefill", 18, 2, 2), model.new_cache(2, 9))
+    assert {step.rows for step in bound.steps} == {18, 2}
+
+
 def test_a_step_names_the_weights_that_it_reads(tiny: Model) -> None:
     cache = tiny.new_cache(1, 4)
     bound = tiny.bound(Key("decode", 1, 1, 1), cache)

@@ -114,6 +114,22 @@ def test_slots_are_independent_and_can_be_used_again(
     assert error(tiny.decode(ids[2, 4:5], cache, slots=[0])[0], wanted[2][4]) < TOLERANCE
 
 
+def test_the_last_tokens_of_a_ragged_prefill_are_those_of_all(tiny: Model, generator: torch.Generator) -> None:
+    """In slots out of order, behind what they hold: the last layer is made for the wanted tokens alone, one of each sequence."""
+    ids = torch.randint(0, tiny.vocabulary["size"], (3, 30), generator=generator)
+    lengths = [9, 1, 20]
+    caches = [tiny.new_cache(4, 30) for _ in range(2)]
+    for cache in caches:
+        tiny.prefill(ids[:, :7], cache, slots=[2, 0, 3], lengths=[7, 2, 5])
+    last, every = (
+        tiny.prefill(ids[:, 7:27], cache, slots=[2, 0, 3], lengths=lengths, all_logits=all_logits)
+        for cache, all_logits in zip(caches, (False, True), strict=True)
+    )
+    assert error(last, every[torch.arange(3), torch.tensor(lengths) - 1]) < 1e-5
+    for state, other in zip(caches[0].states.values(), caches[1].states.values(), strict=True):
+        torch.testing.assert_close(state, other, rtol=1e-5, atol=1e-5)
+
+
 def test_a_decode_step_allocates_no_intermediates(tiny: Model) -> None:
     """What is replayed is bound to memory already: only the logits' copy is new."""
     cache = tiny.new_cache(2, 50)
