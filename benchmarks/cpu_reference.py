@@ -140,14 +140,25 @@ def touched_bytes(spec: Spec, batch: int, experts: float) -> float:
     return 4 * (used + batch * (states + rows))
 
 
+BEFORE_WANTED = ("attention_norm", "qkv", "query_norm", "key_norm", "linear_norm", "linear_gate")
+"""What all tokens need of the last layer's parameters: the rest is for the last token alone, whose logits are wanted."""
+
+
 def prefill_flops(spec: Spec, tokens: int) -> float:
-    """Operations of a prompt: products of the active parameters, causal softmax attention, linear attention's recurrence."""
-    matrices = 0.0
+    """Operations of a prompt whose last logits are wanted: products of the active parameters, causal softmax attention, linear attention's
+    recurrence.
+    """
+    last = spec.layers.count - 1
+    every, one = 0.0, 0.0
     for p in checkpoint_parameters(spec):
-        if p.expert is not None and spec.moe is not None:
-            matrices += p.size * spec.moe.top_k / spec.moe.experts
-        elif p.kind not in ("embedding", "head"):
-            matrices += p.size
-    softmax = 2 * tokens * spec.attention_width * len(spec.softmax_layers)
-    linear = 5 * spec.attention_width * spec.head_dim * len(spec.linear_layers)
-    return tokens * (2 * matrices + softmax + linear)
+        share = spec.moe.top_k / spec.moe.experts if p.expert is not None and spec.moe is not None else 1.0
+        if p.kind in ("embedding", "head"):
+            continue
+        if p.kind == "final_norm" or (p.layer == last and p.kind not in BEFORE_WANTED):
+            one += share * p.size
+        else:
+            every += share * p.size
+    whole = [i for i in spec.softmax_layers if i != last]
+    softmax = 2 * tokens * spec.attention_width * (tokens * len(whole) + 2 * (last in spec.softmax_layers))
+    linear = 5 * tokens * spec.attention_width * spec.head_dim * len(spec.linear_layers)
+    return 2 * tokens * every + 2 * one + softmax + linear

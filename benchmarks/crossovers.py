@@ -114,7 +114,9 @@ def summary(found: Sequence[Measured]) -> str:
     rows: list[list[str]] = []
     for one in found:
         decision, measured = one.decision, one.crossover
-        names = (way.name.partition("{")[0].partition(".")[2] for way in (decision.first, decision.second))
+        names = [way.name.partition(".")[2] for way in (decision.first, decision.second)]
+        templates = [name.partition("{")[0] for name in names]
+        names = templates if len({*templates}) > 1 else names  # of one template it is the configuration that differs
         ratio, lost = "", ""
         if one.counts:
             if measured is not None and decision.predicted is not None:

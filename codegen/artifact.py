@@ -26,7 +26,7 @@ from typing import Any
 
 from ringc.errors import ArtifactError, Place, reason
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when an older runtime could misread what a newer compiler writes."""
 
 MANIFEST = "manifest.json"

@@ -28,6 +28,10 @@ LARGE = {**REDUCED, "N": 600, "B": 2}
 LONG = {**LARGE, "N": 150}
 """The same for what the reference takes a token at a time."""
 
+FEW_TOKENS = {**REDUCED, "N": 5}
+SHORT_SEQUENCES = {**LONG, "B": 100}
+"""Sizes at which softmax attention goes other ways: few tokens in all, and about one of each sequence."""
+
 
 def check_sizes(function: Function) -> list[dict[str, int]]:
     """The sizes at which a kernel is checked: reduced ones, and large ones unless it only serves few rows.
@@ -44,6 +48,8 @@ def check_sizes(function: Function) -> list[dict[str, int]]:
             isinstance(op, Attention) or (isinstance(op, LinearAttention) and op.form != "chunked") for op in ops
         )
         sizes.append(sizes_for(function, LONG if slow else LARGE))
+    if any(isinstance(op, Attention) for op in ops):
+        sizes += [sizes_for(function, others) for others in (FEW_TOKENS, SHORT_SEQUENCES)]
     return sizes
 
 

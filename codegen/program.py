@@ -246,8 +246,6 @@ class _Program:
             for value in op.results:
                 if isinstance(value.type, TensorType) and not isinstance(op, Weight):
                     dims += value.type.shape
-            if isinstance(op, Call) and op.rows is not None:
-                dims.append(op.rows)
             if isinstance(op, Launch):
                 dims += [d for t in self.module.functions[op.kernel].notes.get("workspace", ()) for d in t.shape]
         return symbols_of(dims).union(*(symbols_in(b) for b in buffers))

@@ -10,7 +10,7 @@ Entry points, with `P` slots in each pool and caches of `S` rows:
   -> logits [R, vocabulary], states...`
   runs any number of tokens of each sequence, after those that its slot holds. `rows` are the tokens whose logits are wanted, sequence by
   sequence; those of each begin at `row_offsets`. Of the last layer nothing reads the other tokens' rows, but for what is kept of them in
-  states: what stands behind linear attention, or behind the queries of softmax attention, is made for the wanted rows alone.
+  states: what stands behind the gate of linear attention, or behind the queries of softmax attention, is made for the wanted rows alone.
 * `decode(ids [N], positions [N], slots [B], offsets [B + 1], states...) -> logits [N, vocabulary], states...`
   is the same for one token of each sequence: it is called with N = B, and its versions count on that.
 """
@@ -176,7 +176,7 @@ class _Entry:
             return self.behind_mixer(i, x, mixed)
 
     def wanted(self, x: Value, mixed: Value, tokens: _Tokens) -> tuple[Value, Value, _Tokens]:
-        """The same of the wanted rows alone, which are all rows from here on."""
+        """The same of the wanted rows alone, which are `self.rows` from here on. Nothing is appended to a cache of them."""
         rows, offsets = self.args["rows"], self.args["row_offsets"]
         self.rows = rows.shape[0]
         positions = self.b(Gather(tokens.positions, rows), "positions")

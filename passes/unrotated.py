@@ -13,7 +13,7 @@ the path that a step's time is made of. So in the version of one row each norm g
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ringc.ir.builder import Builder
 from ringc.ir.core import Block, Function, Module, Value
@@ -103,7 +103,8 @@ def _call_again(entry: Block, callee: Function, left_out: Collection[int] = ()) 
     used = [i for i, argument in enumerate(body.args) if argument.uses]
     for call in _calls(entry, callee):
         old = [r for i, r in enumerate(call.results) if i not in left_out]
-        new = Call(tuple(call.arguments[i] for i in used), call.callee, tuple(r.type for r in old), rows=call.rows)
+        taken = tuple(call.arguments[i] for i in used)
+        new = replace(call, arguments=taken, out=tuple(r.type for r in old))
         Builder(entry, before=call, scope=call.scope).insert(new)
         for before, after in zip(old, new.results, strict=True):
             after.name = before.name

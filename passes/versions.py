@@ -44,7 +44,8 @@ def _copy(module: Module, entry: Function, version: Version, schedule: Schedule)
     served: dict[str, Any] = {"rows": version.rows, "serves": entry.notes["entry"]}
     if version.each:
         served["each"] = version.each
-    # Of any number of rows one may be wanted, or all.
+    # Of any number of rows one may be wanted, or all. So nothing is taken for granted that holds for the version's tokens, as that they are
+    # many of each sequence, one behind the other, where softmax attention may be a library's.
     wanted = {"rows": (1, version.rows[1]), "serves": entry.notes["entry"]}
 
     def copy(function: Function, to: str, **notes: Any) -> None:

@@ -61,8 +61,7 @@ class Arena:
 class Step(NamedTuple):
     """One step of a bound program: a kernel's name, "copy", "replay" or "join", what runs it, and the keys of the weights that it reads.
 
-    `beside`: it may run beside the steps that follow, up to the next "join". `rows`: the kernel's `N`, if not the
-    program's.
+    `beside`: it may run beside the steps that follow, up to the next "join". `rows`: a kernel's `N`.
     """
 
     kernel: str

@@ -57,10 +57,14 @@ def flips(choices: Sequence[Sequence[Choice]], other: Sequence[Sequence[torch.Te
     mine = list(zip(*choices, strict=True))
     theirs = [torch.cat(list(layer)) for layer in zip(*other, strict=True)]
     taken = [torch.cat([choice.taken for choice in layer]) for layer in mine]
-    if [x.shape for x in taken] != [x.shape for x in theirs] or any((x == NONE).any() for x in theirs):
+    if [x.shape for x in taken] != [x.shape for x in theirs]:
         raise RunError(
             f"recordings of {_shapes(taken)} and {_shapes(theirs)} experts",
-            help="compare what was recorded of the same tokens, in prefills that are asked for `all_logits`",
+            help="compare what was recorded of the same tokens",
+        )
+    if any(bool((x == NONE).any()) for x in (*taken, *theirs)):
+        raise RunError(
+            "a recording lacks tokens of the last layer", help="compare prefills that were asked for `all_logits`"
         )
     if not mine:
         return Flips(torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, 0), 1)
@@ -91,4 +95,4 @@ def own(choices: Sequence[Sequence[Choice]]) -> list[tuple[torch.Tensor, ...]]:
 
 
 def _shapes(layers: Sequence[torch.Tensor]) -> str:
-    return " and ".join(dict.fromkeys(str(list(layer.shape)) for layer in layers)) or "no"
+    return f"{len(layers)} x {list(layers[0].shape)}" if layers else "no"

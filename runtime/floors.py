@@ -71,18 +71,19 @@ class Run:
         return self.context + (self.tokens + 1) / 2
 
 
-def kernel_work(entry: Mapping[str, Any], run: Run, experts: int | None = None, rows: int | None = None) -> Work:
+def kernel_work(entry: Mapping[str, Any], run: Run, experts: int | None = None, launched: int | None = None) -> Work:
     """What a kernel moves and computes.
 
     Args:
         entry: the manifest's.
         run: the sizes.
         experts: how many have tokens; None for as many as can have.
-        rows: that it is launched for; None for all new tokens.
+        launched: for how many rows; None for all new tokens. If they are fewer, they are the last of each sequence.
     """
-    sizes = run.sizes if rows is None else {**run.sizes, "N": rows}
+    sizes = run.sizes if launched is None else {**run.sizes, "N": launched}
     moved = at(sympy.sympify(_with_experts(entry["bytes"], experts)), sizes)
-    flops = at(sympy.sympify(parse_dim(entry["flops"])), {**sizes, "S": run.attended})
+    seen = run.attended if sizes["N"] == run.sizes["N"] else sizes["S"]
+    flops = at(sympy.sympify(parse_dim(entry["flops"])), {**sizes, "S": seen})
     return Work(moved, flops)
 
 

@@ -16,7 +16,7 @@ from ringc.runtime.cache import Cache, Key
 from ringc.runtime.decoding import Decoder
 from ringc.runtime.execute import FEWER_TOKENS, Arena, Bound, Inputs, Numbers, Sizes, bind
 from ringc.runtime.memory import check_memory
-from ringc.runtime.routing import Routing, of_all
+from ringc.runtime.routing import NONE, Routing, of_all
 from ringc.runtime.sample import Sampling
 from ringc.runtime.weights import Preparation, Progress, Weights, load_weights
 
@@ -335,8 +335,9 @@ class Model(torch.nn.Module):
                     model.prefill(part, other)
 
         Each call of the model takes the next call of the recording, which must be of its tokens in the order that `record_routing` gives
-        them. What a token's experts count is computed from this model's own scores. Recording goes on, and gives what was replayed.
-        Programs are bound apart for this; what isn't replayed costs nothing. `generate` and decoders don't replay.
+        them; of the last layer a prefill looks at those alone whose logits are wanted. What a token's experts count is computed from this
+        model's own scores. Recording goes on, and gives what was replayed. Programs are bound apart for this; what isn't replayed costs
+        nothing. `generate` and decoders don't replay.
 
         Args:
             recording: what `record_routing` gave, or tensors like it.
@@ -401,9 +402,9 @@ class Model(torch.nn.Module):
         bound.inputs.write(inputs)
         bound.run()
         if replay is not None:
-            replay.note(bound.replayed)
+            replay.note(bound.replayed, tokens, rows)
         for calls in self._recordings:
-            calls.append(tuple(of_all(taken, tokens, rows) for taken in bound.experts))
+            calls.append(tuple(of_all(taken, tokens, rows, NONE) for taken in bound.experts))
         if entry != "decode" and bound.logits.numel() * 4 > KEEP_LOGITS:
             return bound.logits
         cache.keep(key, bound)

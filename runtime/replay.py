@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,7 @@ from ringc.ir.types import TensorType
 from ringc.runtime.artifact import Artifact
 from ringc.runtime.check import read_module
 from ringc.runtime.manifest import contradiction
-from ringc.runtime.routing import NONE
+from ringc.runtime.routing import NONE, of_all
 
 if TYPE_CHECKING:
     from ringc.runtime.execute import Numbers
@@ -39,7 +40,7 @@ class Choice:
         own: i32[N, k], what these scores choose.
         taken: i32[N, k], what was replayed.
 
-    In the last layer of a prefill N are the tokens whose logits are wanted.
+    Of rows that the last layer of a prefill hasn't made the scores are NaN, and the experts `NONE`.
     """
 
     route: Route
@@ -47,8 +48,10 @@ class Choice:
     own: torch.Tensor
     taken: torch.Tensor
 
-    def copy(self) -> Choice:
-        return Choice(self.route, self.scores.clone(), self.own.clone(), self.taken.clone())
+    def of_all(self, tokens: int, rows: Numbers) -> Choice:
+        """The choice of these rows as that of all tokens. A copy."""
+        own, taken = (of_all(x, tokens, rows, NONE) for x in (self.own, self.taken))
+        return Choice(self.route, of_all(self.scores, tokens, rows, nan), own, taken)
 
 
 @dataclass
@@ -197,12 +200,13 @@ class RoutingReplay:
         right = [launch.give(taken) for launch, taken in zip(launches, wanted, strict=True)]
         # The host waits for the device once, not for each layer.
         if right and not bool(torch.cat(right).all()):
-            at = next(i for i, rows in enumerate(right) if not bool(rows.all()))
+            at = next(i for i, ones in enumerate(right) if not bool(ones.all()))
             of = rows if len(right[at]) == len(rows) else range(tokens)
             raise launches[at].refusal(wanted[at], right[at], of)
         self.calls += 1
 
-    def note(self, launches: Sequence[ReplayedLaunch]) -> None:
+    def note(self, launches: Sequence[ReplayedLaunch], tokens: int, rows: Numbers) -> None:
         """Keep the choices of the run that is done, if they are wanted. Copies: a CUDA graph writes the next run's over them."""
         if self.judged:
-            self.choices.append(tuple(launch.choice.copy() for launch in launches if launch.choice is not None))
+            made = (launch.choice for launch in launches)
+            self.choices.append(tuple(choice.of_all(tokens, rows) for choice in made if choice is not None))

@@ -22,12 +22,12 @@ NONE = -1
 """The experts of a row that no layer has made."""
 
 
-def of_all(taken: torch.Tensor, tokens: int, rows: Numbers) -> torch.Tensor:
-    """Experts of these rows as those of all tokens [tokens, k], `NONE` for the others. A copy."""
-    if len(taken) == tokens:
-        return taken.clone()
-    whole = taken.new_full((tokens, *taken.shape[1:]), NONE)
-    whole[torch.as_tensor(rows)] = taken
+def of_all(made: torch.Tensor, tokens: int, rows: Numbers, other: float) -> torch.Tensor:
+    """What was made for these rows, or for all, as a tensor of all tokens, with `other` where nothing was. A copy."""
+    if len(made) == tokens:
+        return made.clone()
+    whole = made.new_full((tokens, *made.shape[1:]), other)
+    whole[torch.as_tensor(rows)] = made
     return whole
 
 

@@ -50,7 +50,7 @@ class Crossover:
 
 
 def crossovers(functions: Iterable[Function], target: Target) -> list[Crossover]:
-    """The crossovers of an entry point, given with every function that it calls as often as it calls it."""
+    """The crossovers of an entry point, given with every function that it calls for all of its rows, as often as it calls it."""
     dense: list[list[Candidate]] = []
     experts: list[list[Candidate]] = []
     known: dict[tuple[object, ...], list[Candidate]] = {}  # many layers have the same products

@@ -114,10 +114,10 @@ def _mixer(module: Module, entry: Function) -> Problem | None:
 
 
 def _functions(module: Module, entry: Function) -> list[tuple[Function, dict[Value, Value]]]:
-    """The entry point and each call of it, with what the callee's arguments are there."""
+    """The entry point and each call of it that is for all of its rows, with what the callee's arguments are there."""
     found: list[tuple[Function, dict[Value, Value]]] = [(entry, {})]
     for op in entry.body.ops:
-        if isinstance(op, Call):
+        if isinstance(op, Call) and op.rows is None:
             callee = module.functions[op.callee]
             found.append((callee, dict(zip(callee.body.args, op.arguments, strict=True))))
     return found

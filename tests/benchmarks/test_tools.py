@@ -92,7 +92,21 @@ def test_the_floor_counts_what_is_read():
     assert touched_bytes(spec, 1, every) == 4 * (parameter_count(spec) - embedding + spec.hidden + states + rows)
     few = len(spec.moe_layers) * spec.moe.top_k
     assert touched_bytes(spec, 1, few) < touched_bytes(spec, 1, every) / 2
-    assert prefill_flops(spec, 2048) > 2 * 2048 * 0.99 * active_parameter_count(spec)
+
+
+def test_the_floor_of_a_prompt_counts_the_last_layer_for_its_last_token():
+    spec = load_spec("ring-small")
+    assert spec.moe is not None and spec.softmax is not None
+    width, hidden, last = spec.attention_width, spec.hidden, spec.layers.count - 1
+    kv = 2 * spec.softmax.kv_heads * spec.head_dim
+    assert spec.layer_kind(last) == "softmax" and spec.mlp_kind(last) == "moe"
+    mlp = 3 * hidden * (spec.moe.top_k * spec.moe.width + spec.moe.total_shared_width) + hidden * spec.moe.experts
+    behind = width * hidden + mlp
+    attention = 2 * 2048**2 * width * (len(spec.softmax_layers) - 1)
+    recurrence = 5 * 2048 * width * spec.head_dim * len(spec.linear_layers)
+    counted = (prefill_flops(spec, 2048) - attention - recurrence) / (2 * 2048)
+    assert counted == pytest.approx(active_parameter_count(spec) - behind, rel=1e-3)
+    assert kv * hidden < counted, "keys and values of all tokens are kept"
 
 
 def test_a_difference_is_of_the_next_token_and_of_the_likeliest():

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
+from ringc.codegen.inputs import check_sizes
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
@@ -113,6 +114,14 @@ def test_the_split_fits_the_heads_and_the_device() -> None:
     assert [str(t) for t in found.workspace] == ["f32[512*min(32, N), 128]", "f32[512*min(32, N), 2]"]
     few = few_tokens(4, target("sm_90"))
     assert (few + 1) * 4 >= 132 > few * 4, "as many tokens as leave a processor without a block"
+
+
+@pytest.mark.parametrize("few", [16, 32, 65])
+def test_checks_go_all_ways(few: int) -> None:
+    made = attention(16, 4, 128, f"triton.attention{{splits=32,few={few}}}").function
+    made.notes |= {"rows": (1, 0), "serves": "decode+prefill"}
+    sizes = [(s["N"], s["B"]) for s in check_sizes(made)]
+    assert {"split" if n <= few else "one" if n < 2 * b else "tiles" for n, b in sizes} == {"split", "one", "tiles"}
 
 
 def test_ways_are_chosen_by_tokens(interpreter: InterpreterWorker, tmp_path: Path) -> None:

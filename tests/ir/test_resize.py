@@ -14,9 +14,10 @@ from ringc.ir.core import Function, Module
 from ringc.ir.interpret import run
 from ringc.ir.levels import verify
 from ringc.ir.resize import resized
-from ringc.ir.symbols import symbol
+from ringc.ir.symbols import mul, symbol
 from ringc.ir.text_parse import parse_module
 from ringc.ir.text_print import print_module
+from ringc.ir.types import DType, StateType, tensor, with_sizes
 from tests.ir.graphs import Graph, insert
 from tests.ir.strategies import STRATEGIES
 
@@ -55,6 +56,17 @@ def test_a_call_may_say_what_its_rows_are() -> None:
 def test_rows_that_do_not_fit_are_refused(made: str, rows: str, what: str) -> None:
     with pytest.raises(IRError, match=f"@double {what}"):
         verify(parse_module(CALLS.format(made=made, rows=rows)))
+
+
+def test_what_is_said_of_sizes_is_resized_too() -> None:
+    module = parse_module(CALLS.format(made="4*R", rows=", rows = R"))
+    module.functions["main"].body = resized(module.functions["main"].body, {"R": mul(3, symbol("M"))})
+    call = '{callee = "double", out = [f32[12*M]], rows = 3*M} : f32[12*M]'
+    assert call in print_module(module)
+    state = StateType(DType.F32, symbol("P"), (symbol("S"), 4))
+    assert str(with_sizes(state, {"P": 7, "S": symbol("T")})) == "state<f32[7; T, 4]>"
+    rows = tensor("f32", symbol("N"), 4, segments=symbol("B"))
+    assert str(with_sizes(rows, {"N": symbol("R"), "B": 2})) == "f32[R / 2, 4]"
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

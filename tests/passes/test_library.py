@@ -10,10 +10,14 @@ import torch
 from ringc.errors import CodegenError
 from ringc.ir.core import Module
 from ringc.ir.interpret import run
-from ringc.ir.ops.call import Alternatives, Fused
+from ringc.ir.ops.call import Alternatives, Fused, Launch
+from ringc.ir.ops.mixers import Attention
 from ringc.ir.text_parse import parse_module
+from ringc.ir.types import DType
+from ringc.model_defs import load_spec
+from ringc.model_defs.lower import lower
 from ringc.passes.framework import PassManager, verify_each
-from ringc.passes.pipeline import parse_pipeline
+from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.target import Target, target
 
 HEAD = "module @m level fused\nsymbol B >= 1\nsymbol N >= 1\nsymbol P >= 1\n\n"
@@ -227,3 +231,15 @@ def test_a_gpu_takes_the_library_where_it_is_faster() -> None:
 def test_on_the_torch_target_everything_is_a_library_call_already() -> None:
     (region,) = regions(passed(SWIGLU, "fuse,library,select", target("torch")))
     assert region.implementation == "torch.eager"
+
+
+def test_wanted_rows_are_not_taken_for_a_long_prompt() -> None:
+    """One of a prompt's tokens may be wanted: PyTorch's attention, which is for runs of tokens, is for the other layers."""
+    module = lower(load_spec("ring-mini-linear-2.0"), DType.BF16)
+    PassManager(default_pipeline()).run(module, target("sm_90"))
+    found = {}
+    for name in ("prefill.longest.softmax_moe", "prefill.longest.wanted_moe"):
+        kernels = [module.functions[op.kernel] for op in module.functions[name].body.ops if isinstance(op, Launch)]
+        (found[name],) = (k for k in kernels if any(isinstance(op, Attention) for op in k.body.ops))
+    library, generated = (str(kernel.notes["implementation"]) for kernel in found.values())
+    assert library == "torch.library" and generated.startswith("triton.attention{")

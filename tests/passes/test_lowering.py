@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ringc.ir.core import Level, Value
+from ringc.ir.core import Function, Level, Value
 from ringc.ir.levels import verify
 from ringc.ir.ops.call import Call, Fused, Launch
 from ringc.ir.ops.shape import storage_of
@@ -19,6 +19,7 @@ from ringc.ir.text_print import print_module
 from ringc.ir.types import TensorType
 from ringc.passes.framework import PassManager, verify_each
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
+from ringc.passes.schedules.predict import predicted_seconds
 from ringc.passes.target import target
 from tests.passes.support_model import Program, inputs_of, tiny_spec
 
@@ -107,6 +108,18 @@ def test_the_last_layer_s_wanted_rows_are_made_by_the_other_layers_kernels(name:
     assert all(len(used[name]) > 5 and used[name] <= others for name in wanted)
     calls = [op for f in functions.values() for op in f.body.ops if isinstance(op, Call) and op.callee in wanted]
     assert all(call.rows == symbol("R") for call in calls)
+
+
+def test_the_wanted_rows_cost_what_they_are(program: Program) -> None:
+    module = program.lowered
+    version, wanted = (module.functions[name] for name in ("prefill.long", "prefill.long.wanted_moe"))
+    sizes = {"B": 1, "P": 1, "S": 512}
+
+    def cost(function: Function, **others: int) -> float:
+        return predicted_seconds(module, function, sizes | others)
+
+    more = cost(wanted, N=512) - cost(wanted, N=1)
+    assert cost(version, R=512, N=512) - cost(version, R=1, N=512) > more > 0
 
 
 def test_prepare_gives_every_weight_that_is_read(program: Program) -> None:

@@ -13,7 +13,7 @@ from ringc.errors import CheckpointError, RingcError, RunError, ToolchainError, 
 from ringc.json_file import write_whole
 from ringc.model_defs import load_spec
 from ringc.runtime.baseline import check_baseline, measure_baseline
-from ringc.runtime.bench import Plan, Report, measure
+from ringc.runtime.bench import SEED, Plan, Report, measure, public_step
 from ringc.runtime.cache import Cache, Key
 from ringc.runtime.execute import Step
 from ringc.runtime.floors import Run, Work, kernel_work, necessary_work, step_works
@@ -112,6 +112,18 @@ def test_of_a_prompt_the_last_layer_counts_for_the_wanted_rows(tmp_path: Path) -
     assert products < report.floor.flops < 1.1 * products
     bound = model.bound(Key("prefill", 18, 2, 2), model.new_cache(2, 9))
     assert {step.rows for step in bound.steps} == {18, 2}
+
+
+def test_experts_are_those_that_have_tokens_in_a_layer(tiny: Model) -> None:
+    """Of the last layer, of which a prompt's last token alone is made, its own."""
+    plan = Plan("prefill", 1, 0, tokens=9, rounds=1)
+    cache = tiny.new_cache(1, 9)
+    cache.draw(SEED)
+    with tiny.record_routing() as calls:
+        public_step(tiny, plan, cache, plan.ids(tiny.vocabulary["size"]))
+    touched = [len(taken[taken >= 0].unique()) for taken in calls[0]]
+    assert touched[-1] == 4 < touched[0]
+    assert measure(tiny, plan, RATES).experts == sum(touched) / len(touched)
 
 
 def test_a_step_names_the_weights_that_it_reads(tiny: Model) -> None:

@@ -15,7 +15,7 @@ from ringc.ir.text_parse import parse_module
 from ringc.model_defs import load_spec
 from ringc.runtime.flips import flips, own, score_differences
 from ringc.runtime.model import Model
-from ringc.runtime.replay import ReplayedLaunch
+from ringc.runtime.replay import Choice, ReplayedLaunch
 from ringc.runtime.routing import NONE, Routing, cut
 from tests.reference.ring_linear import RingConfig, forward
 from tests.runtime.models import compiled
@@ -109,15 +109,29 @@ class TestReplay:
         with tiny.replay_routing(calls, judge=True) as replay, tiny.record_routing() as last:
             made = tiny.prefill(ids[:, :9], tiny.new_cache(2, 9))
         assert error(made, torch.stack(wanted)) < TOLERANCE
-        assert [len(choice.taken) for choice in replay.choices[0]] == [18] * (len(calls[0]) - 1) + [2]
+        for choice, taken in zip(replay.choices[0][:-1], calls[0], strict=False):
+            assert torch.equal(choice.taken, taken)
+        final = replay.choices[0][-1]
+        assert torch.equal(final.taken, last[0][-1])
+        assert final.scores.isnan().any(-1).nonzero().flatten().tolist() == [i for i in range(18) if i not in (8, 17)]
         made_rows = (last[0][-1] != NONE).all(-1).nonzero().flatten().tolist()
         assert made_rows == [8, 17] and torch.equal(last[0][-1][made_rows], calls[0][-1][made_rows])
         with tiny.replay_routing(last):
             assert error(tiny.prefill(ids[:, :9], tiny.new_cache(2, 9)), made) < ROUNDING
         with tiny.replay_routing(last), pytest.raises(RunError, match=r"(?s)of token 0 are no choice.*all_logits"):
             tiny(ids[:, :9])
-        with pytest.raises(RunError, match="of the same tokens"):
-            flips(replay.choices, last)
+        with tiny.replay_routing(
+            [tuple(choice.own for choice in replay.choices[0])]
+        ):  # what it would have taken is a recording, too
+            tiny.prefill(ids[:, :9], tiny.new_cache(2, 9))
+        for choices in (replay.choices, self.judged(tiny, ids[:, :9], calls)):
+            with pytest.raises(RunError, match="lacks tokens of the last layer"):
+                flips(choices, last)
+
+    def judged(self, model: Model, ids: torch.Tensor, calls: Routing) -> list[tuple[Choice, ...]]:
+        with model.replay_routing(calls, judge=True) as replay:
+            model(ids)
+        return replay.choices
 
     def test_programs_of_both_kinds_are_kept_apart(self, tiny: Model, config: RingConfig, ids: torch.Tensor) -> None:
         """Each call takes its own experts from programs that are kept, and free ones aren't changed."""
@@ -221,6 +235,15 @@ class TestMistakes:
     def test_an_expert_that_there_isn_t(self, tiny: Model, call: tuple[torch.Tensor, ...], wrong: int) -> None:
         call[-2][1, 2] = wrong
         self.refused(tiny, [call], "of token 1 are no choice of 16")
+
+    def test_of_the_last_layer_the_wanted_token_s_experts_are_looked_at(
+        self, tiny: Model, call: tuple[torch.Tensor, ...]
+    ) -> None:
+        call[-1][0, 2] = 16
+        with tiny.replay_routing([call]):
+            tiny.prefill([[1, 2, 3]], tiny.new_cache(1, 8))
+        call[-1][2, 2] = 16
+        self.refused(tiny, [call], "of token 2 are no choice of 16")
 
     def test_an_expert_taken_twice(self, tiny: Model, call: tuple[torch.Tensor, ...]) -> None:
         call[0][2, 0] = call[0][2, 1]
