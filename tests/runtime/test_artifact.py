@@ -205,7 +205,7 @@ class TestReading:
             (_bad_bytes, "the manifest can't be read", "manifest.json"),
             (_deep, "the manifest can't be read", "manifest.json"),
             (_a_list, "says no format_version", "manifest.json"),
-            (_version, "has format version 99, and this ringc reads 1", "manifest.json"),
+            (_version, "has format version 99, and this ringc reads 2", "manifest.json"),
             (_no_kernels, "'kernels' is missing", "manifest.json"),
             (_changed, "the manifest was changed", "manifest.json"),
             (_lost_kernel, "can't be read: no such file", "kernels/row_1.py"),
