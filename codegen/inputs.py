@@ -36,19 +36,18 @@ SHORT_SEQUENCES = {**LONG, "B": 100}
 def check_sizes(function: Function) -> list[dict[str, int]]:
     """The sizes at which a kernel is checked: reduced ones, and large ones unless it only serves few rows.
 
-    What works on states and only ever sees one token of each sequence has nothing to gain from more of them.
+    What works on states and only ever sees one token of each sequence has nothing to gain from more of them. Softmax attention may go
+    another way for few tokens, and for short sequences.
     """
     sizes = [sizes_for(function)]
     _, high = function.notes.get("rows", (1, 0))
-    ops = function.body.ops
-    stateful = any(isinstance(op, (Attention, LinearAttention)) for op in ops)
-    if not high and not (stateful and _decodes(function)):
+    attends = any(isinstance(op, Attention) for op in function.body.ops)
+    mixers = [op for op in function.body.ops if isinstance(op, LinearAttention)]
+    if not high and not ((attends or mixers) and _decodes(function)):
         # The cache is copied for each token, and the recurrence walked.
-        slow = any(
-            isinstance(op, Attention) or (isinstance(op, LinearAttention) and op.form != "chunked") for op in ops
-        )
+        slow = attends or any(op.form != "chunked" for op in mixers)
         sizes.append(sizes_for(function, LONG if slow else LARGE))
-    if any(isinstance(op, Attention) for op in ops):
+    if attends:
         sizes += [sizes_for(function, others) for others in (FEW_TOKENS, SHORT_SEQUENCES)]
     return sizes
 

@@ -17,7 +17,7 @@ from ringc.ir.types import StateType
 from ringc.passes.framework import Pass
 from ringc.passes.kernels import host_functions
 from ringc.passes.schedules.candidates import service, typical_sizes
-from ringc.passes.schedules.predict import seconds_at
+from ringc.passes.schedules.predict import predicted_seconds, seconds_at
 from ringc.passes.target import Target
 
 
@@ -53,7 +53,7 @@ def _seconds(module: Module, function: Function, sizes: Mapping[str, int]) -> di
             found[op] = seconds_at(str(module.functions[op.kernel].notes.get("seconds", "0")), sizes)
         elif isinstance(op, Call):
             if op.callee not in calls:
-                calls[op.callee] = sum(_seconds(module, module.functions[op.callee], op.inside(sizes)).values())
+                calls[op.callee] = predicted_seconds(module, module.functions[op.callee], op.inside(sizes))
             found[op] = calls[op.callee]
     return found
 

@@ -16,7 +16,7 @@ _FUNCTIONS = {"Max": sympy.Max, "Min": sympy.Min, "floor": sympy.floor, "ceiling
 
 
 def predicted_seconds(module: Module, version: Function, sizes: Mapping[str, int] | None = None) -> float:
-    """Seconds that the cost model gives for one run of a version, at its typical sizes unless others are given."""
+    """Seconds that the cost model gives for one run of a version, or of a layer of one, at its typical sizes unless others are given."""
     return _of(module, version, sizes or typical_sizes(*service(version)), {})
 
 
