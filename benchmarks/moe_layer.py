@@ -4,9 +4,11 @@
 
 What is timed are the launches of one layer of the bound program, in a CUDA graph: routing, sorting, the experts' products, their sum, the
 shared expert beside them, the residual and the next norm; of one token the norm in front of them in the place of the next one, which the
-next product makes. Where RINGC_PEERS names a folder with `sglang_moe.py`, its
-`moe_layer(x, gate, up, down, ids, weights)` is timed on the same weights and the same choice of experts: the experts alone, their rows
-sorted beforehand. Ids of tokens are random, and so is what they choose; the floor is the bytes of the chosen experts' matrices.
+next product makes. Ids of tokens are random, and so is what they choose. Beside it stands a plain read of the bytes that the layer can't do
+without (the matrices of the chosen experts and of the shared one, the router's), by one kernel that is timed the same way.
+
+Where RINGC_PEERS names a folder with `sglang_moe.py`, its `moe_layer(x, gate, up, down, ids, weights, by_torch)` is timed on the same
+weights and the same choice of experts: the experts alone, their rows sorted beforehand, activation and sum by its kernels or PyTorch's.
 """
 
 from __future__ import annotations
@@ -14,17 +16,17 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import ringc
 from benchmarks.common import command_line, deliver, options, table, verdict
-from benchmarks.gpu import gpu_line, microseconds
+from benchmarks.gpu import gpu_line, microseconds, read_microseconds
+from benchmarks.part import part_of
 from ringc.runtime.cache import Key
 from ringc.runtime.execute import Bound
-from ringc.runtime.rates import measured_rates
 
 LAYER = 5
 """The layer that is timed, counted among those with experts: neither the first nor the last."""
@@ -51,29 +53,36 @@ def layer_steps(bound: Bound, number: int) -> tuple[int, int]:
     return mine[0], end
 
 
-def timed(model: ringc.Model, batch: int) -> tuple[float, torch.Tensor]:
-    """Microseconds of a layer's experts for so many tokens, and the experts that they chose, i32 [T, k]."""
+@dataclass(frozen=True)
+class Layer:
+    """A layer's experts as measured: microseconds, the experts that each token chose, i32 [T, k], and the bytes of all weights read."""
+
+    us: float
+    chosen: torch.Tensor
+    nbytes: int
+
+
+def timed(model: ringc.Model, batch: int) -> Layer:
+    """A layer's experts for so many tokens, the first of their sequences."""
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(model.vocabulary["size"], (batch,), generator=generator).tolist()
-    cache = model.new_cache(batch, 8)
     inputs = {"ids": ids, "positions": [0] * batch, "slots": range(batch), "offsets": range(batch + 1)}
 
-    def run_to_layer(*, record: bool) -> tuple[Bound, int, int]:
-        bound = model.bound(Key("decode", batch, batch, batch, record), cache)
-        start, end = layer_steps(bound, LAYER)
-        bound.inputs.write(inputs)
-        for step in bound.steps[:end]:
-            step.run()
-        return bound, start, end
+    def part(*, record: bool) -> Bound:
+        key = Key("decode", batch, batch, batch, record)
+        return part_of(model, key, 8, inputs, lambda bound: layer_steps(bound, LAYER))
 
-    chosen = run_to_layer(record=True)[0].experts[LAYER].clone()
-    bound, start, end = run_to_layer(record=False)
-    part = replace(bound, steps=bound.steps[start:end])
-    return microseconds(part.launch), chosen
+    chosen = part(record=True).experts[LAYER].clone()
+    layer = part(record=False)
+    us = microseconds(layer.launch)
+    experts = len(chosen.unique())  # type: ignore[no-untyped-call] # torch's
+    weights = {key: model.prepared[key] for step in layer.steps for key in step.weights}
+    nbytes = sum(w[:experts].nbytes if ".experts.all." in key else w.nbytes for key, w in weights.items())
+    return Layer(us, chosen, nbytes)
 
 
-def peer(model: ringc.Model, chosen: torch.Tensor, folder: Path) -> float:
-    """Microseconds of the peer's chain for the same choice, on the layer's weights.
+def peers(model: ringc.Model, chosen: torch.Tensor, folder: Path) -> tuple[float, float]:
+    """Microseconds of the peer's experts for the same choice, on the layer's weights: with its own activation and sum, and with PyTorch's.
 
     Raises:
         ImportError: the folder has no `sglang_moe.py`.
@@ -85,8 +94,9 @@ def peer(model: ringc.Model, chosen: torch.Tensor, folder: Path) -> float:
         model.prepared[keys[LAYER].replace("gate_proj", f"{part}_proj")] for part in ("gate", "up", "down")
     )
     x = torch.randn(len(chosen), gate.shape[-1], device=gate.device, dtype=gate.dtype)
-    run = chain(x, gate, up, down, chosen, torch.rand(chosen.shape, device=gate.device))
-    return microseconds(run)
+    weights = torch.rand(chosen.shape, device=gate.device)
+    own, by_torch = (chain(x, gate, up, down, chosen, weights, way) for way in (False, True))
+    return microseconds(own), microseconds(by_torch)
 
 
 def main() -> None:
@@ -95,34 +105,27 @@ def main() -> None:
     parser.add_argument("--batches", default=",".join(map(str, GOALS)), help="comma-separated numbers of tokens")
     given = parser.parse_args()
 
-    peers = os.environ.get("RINGC_PEERS")
-    bandwidth = measured_rates(torch.device("cuda")).bytes_per_second
+    folder = os.environ.get("RINGC_PEERS")
     model = ringc.load(given.artifact, "random:0")
     rows, results = [], []
     for batch in (int(b) for b in given.batches.split(",")):
-        us, chosen = timed(model, batch)
-        experts = len(chosen.unique())  # type: ignore[no-untyped-call] # torch's
-        matrices = next(w for k, w in model.prepared.items() if k.endswith("experts.all.gate_proj.weight"))
-        floor = experts * 3 * matrices[0].numel() * matrices.element_size() / bandwidth * 1e6
-        theirs = peer(model, chosen, Path(peers)) if peers else None
-        row = [str(batch), str(experts), f"{us:.1f}", f"{us / floor:.2f}"]
-        if theirs is not None:
-            ratio = theirs / us
+        layer = timed(model, batch)
+        experts = len(layer.chosen.unique())  # type: ignore[no-untyped-call] # torch's
+        read = read_microseconds(layer.nbytes)
+        row = [str(batch), str(experts), f"{layer.us:.1f}", f"{read:.1f}", f"{layer.us / read:.2f}"]
+        result = {"batch": batch, "experts": experts, "us": layer.us, "bytes": layer.nbytes, "read": read}
+        if folder:
+            own, by_torch = peers(model, layer.chosen, Path(folder))
             least, aim = GOALS.get(batch, (1.0, 1.0))
-            row += [
-                f"{theirs:.1f}",
-                f"{ratio:.2f}x (at least {least}x: {verdict(ratio, least, higher=True)}, aim {aim}x)",
-            ]
+            ratio = by_torch / layer.us
+            said = f"at least {least}x: {verdict(ratio, least, higher=True)}, aim {aim}x"
+            row += [f"{by_torch:.1f}", f"{ratio:.2f}x ({said})", f"{own:.1f}", f"{own / layer.us:.2f}x"]
+            result |= {"by_torch": by_torch, "own": own}
         rows.append(row)
-        results.append({"batch": batch, "experts": experts, "us": us, "floor": floor, "peer": theirs})
+        results.append(result)
         print(" | ".join(row), file=sys.stderr, flush=True)
-    header = [
-        "tokens",
-        "experts",
-        "ringc, us",
-        "/ floor",
-        *(["SGLang's experts alone, us", "times as fast"] if peers else []),
-    ]
+    beside = ["SGLang's products, PyTorch's rest, us", "times as fast", "all SGLang's, us", "times as fast"]
+    header = ["tokens", "experts", "ringc, us", "a read of its bytes, us", "ringc / read", *(beside if folder else [])]
     text = f"{gpu_line()} `{command_line('moe_layer')}`\n\n{table(header, rows)}"
     deliver("moe_layer", text, results, given)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +21,7 @@ import ringc
 from benchmarks.common import command_line, deliver, options, table, verdict
 from benchmarks.gpu import gpu_line, microseconds
 from benchmarks.moe_layer import LAYER
+from benchmarks.part import part_of
 from ringc.runtime.cache import Key
 from ringc.runtime.execute import Bound
 
@@ -54,24 +54,17 @@ def router_steps(bound: Bound, number: int) -> tuple[int, int]:
 
 def timed(model: ringc.Model, tokens: int) -> tuple[float, str]:
     """Microseconds of a layer's router in a prompt of so many tokens, and the kernels that it is made of."""
-    cache = model.new_cache(1, tokens)
-    bound = model.bound(Key("prefill", tokens, 1, 1), cache)
     ids = torch.randint(model.vocabulary["size"], (tokens,), generator=torch.Generator().manual_seed(tokens)).tolist()
-    bound.inputs.write(
-        {
-            "ids": ids,
-            "positions": range(tokens),
-            "slots": [0],
-            "offsets": [0, tokens],
-            "rows": [tokens - 1],
-            "row_offsets": [0, 1],
-        }
-    )
-    start, end = router_steps(bound, LAYER)
-    for step in bound.steps[:end]:
-        step.run()
-    part = bound.steps[start:end]
-    return microseconds(replace(bound, steps=part).launch), ", ".join(step.kernel for step in part)
+    inputs = {
+        "ids": ids,
+        "positions": range(tokens),
+        "slots": [0],
+        "offsets": [0, tokens],
+        "rows": [tokens - 1],
+        "row_offsets": [0, 1],
+    }
+    part = part_of(model, Key("prefill", tokens, 1, 1), tokens, inputs, lambda bound: router_steps(bound, LAYER))
+    return microseconds(part.launch), ", ".join(step.kernel for step in part.steps)
 
 
 def peer(model: ringc.Model, tokens: int) -> PeerTimes:

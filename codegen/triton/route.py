@@ -1,8 +1,9 @@
 """Routing on GPUs: the router's product with sums in fp32, and the choice of experts, one warp for a row.
 
-A few rows are multiplied with the weight's rows one by one. More go to tensor cores, cut over the inner axis where that leaves processors
-idle. Choosing in the same kernel was tried: 8192 rows of 2048 with 256 experts took 40.4 us on an H100, 28.4 of it the product; both apart
-take less. All experts of 64 rows are in one program then, and eight choices one after the other keep its warps waiting for each other.
+Up to four rows are multiplied with the weight's rows one by one. More go to tensor cores, cut over the inner axis where that leaves
+processors idle; of up to 16 rows each part is one block. Choosing in the same kernel was tried: 8192 rows of 2048 with 256 experts took
+40.4 us on an H100, 28.4 of it the product; both apart take less. All experts of 64 rows are in one program then, and eight choices one
+after the other keep its warps waiting for each other.
 """
 
 from __future__ import annotations
@@ -29,20 +30,31 @@ STREAMED = 4
 LONGEST = 8192
 """Longest row of the weight that is held so."""
 
-PARTS = 8
-"""Most parts of the inner axis, which the choice adds up again.
+FEW = 16
+"""Rows up to which a part of the inner axis is one block, and experts in one: the narrowest sides of a dot."""
 
-H100, 2048 -> 256 with its choice, us by tile (rows, experts, inner) and most parts: 16 rows (16, 16, 128) 8.8 with 8 or 16 parts,
-8.9 with 32, (16, 32, 128) 9.6; 64 rows (64, 64, 64) 9.5 with 8, 10.0 with 16, 11.6 with 32, (64, 128, 64) 9.7, 10.3 and 12.4;
-256 rows (64, 64, 64) 10.1, (64, 128, 64) 10.5 to 11.9. 8192 rows take 28 us for the product in tiles of 64 and 128 rows, cuBLAS 23.4.
+DEEPEST = 512
+"""Longest block of the inner axis of few rows.
+
+In a step of 16 sequences on an H100 one block of 256 in place of two of 128 in a pipeline of three stages takes 85 us less of 5200, with 8
+sequences 50 less of 3415, in 19 layers. The product alone takes 1 us less; and a pipeline's shared memory keeps programs of the shared
+expert, which runs beside it, from the processors.
+"""
+
+PARTS = 8
+"""Most parts of the inner axis, which the choice adds up again; of few rows of more than PARTS * DEEPEST elements there are more.
+
+H100, 2048 -> 256 with its choice, us by tile (rows, experts, inner) and most parts: 64 rows (64, 64, 64) 9.5 with 8, 10.0 with 16, 11.6
+with 32, (64, 128, 64) 9.7, 10.3 and 12.4; 256 rows (64, 64, 64) 10.1, (64, 128, 64) 10.5 to 11.9. 8192 rows take 28 us for the product in
+tiles of 64 and 128 rows, cuBLAS 23.4.
 """
 
 RESULTS = ("experts", "weights")
 """What a launch writes: the route's results."""
 
 _RESERVED = (
-    *RESERVED, *CHOOSE_NAMES, "stream", "product", "partial", "rows", "parts", "steps", "few", "FEW", "ROWS", "tiles", "block_n",
-    "block_e", "block_k", *RESULTS,
+    *RESERVED, *CHOOSE_NAMES, "stream", "block", "product", "partial", "rows", "parts", "steps", "STREAMED", "FEW", "ROWS", "row_tiles",
+    "expert_tiles", *RESULTS,
 )  # fmt: skip
 
 
@@ -99,21 +111,22 @@ def emit(kernel: Kernel) -> str:
     jobs = region.choice.jobs()
     if region.logits is None:
         assert len(jobs) == 1, "the numbers of the jobs below count on it"
-        jobs += [_stream_job(region), _product_job(region, few=True), _product_job(region, few=False)]
+        jobs += [_stream_job(region), _block_job(region), _product_job(region)]
     w = Writer()
     w("import triton")
     w("import triton.language as tl\n")
     w(jobs_text(jobs))
     w("\n")
     if region.logits is None:
-        w(f"{_product(region)}\n\n")
         w(f"{_stream(region)}\n\n")
+        w(f"{_block(region)}\n\n")
+        w(f"{_product(region)}\n\n")
     w(f"{region.choice.text()}\n\n")
     if region.logits is None:
         w(f"ROWS = {ROUTE_ROWS}")
         w('"""Rows of partial logits that the workspace holds at least."""\n')
-        w(f"FEW = {STREAMED if padded(_inner(region)) <= LONGEST else 0}")
-        w('"""Rows up to which each program reads a row of the router\'s weight whole."""\n')
+        w(f"STREAMED, FEW = {STREAMED if padded(_inner(region)) <= LONGEST else 0}, {FEW}")
+        w('"""Rows up to which each program reads a row of the router\'s weight whole, or one block of 16 rows."""\n')
     w("")
     results = [*RESULTS, *(["partial"] if region.logits is None else [])]
     with w.block(f"def launch({', '.join([*arguments, *results])}):"):
@@ -129,25 +142,25 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
     """The product and the choice behind it."""
     assert region.x is not None and region.w is not None
     given, experts, inner = f"{names[region.x]}, {names[region.w]}, partial, rows", region.op.experts, _inner(region)
-    few, many = ({k: int(j.constants[k] or 0) for k in ("BLOCK_N", "BLOCK_E", "BLOCK_K")} for j in jobs[2:])
+    block, tile = ({k: int(j.constants[k] or 0) for k in ("BLOCK_N", "BLOCK_E", "BLOCK_K")} for j in jobs[2:])
     w(f"rows = {names[region.x]}.shape[0]")
     with w.block("if rows == 0:"):
         w("return")
-    with w.block("if rows <= FEW:"):
+    with w.block("if rows <= STREAMED:"):
+        w("parts = 1")
         w(f"stream[({experts},)]({given}, **pinned(JOBS[1]))")
-        _launch_choice(w, region, names, "partial")
-        w("return")
-    w(f"few = rows <= {few['BLOCK_N']}")
-    w(f"block_n, block_e, block_k = {tuple(few.values())} if few else {tuple(many.values())}")
-    w(f"tiles = -(-rows // block_n) * -(-{experts} // block_e)")
-    w(f"steps = -(-{inner} // block_k)")
-    w(
-        "# As many parts of the inner axis as fill the processors, fit the workspace, and are added up again at no great cost."
-    )
-    w(f"parts = max(1, min(steps, ROWS // rows, -(-128 // tiles), {PARTS}))")
-    w("steps = -(-steps // parts)")
-    w(f"grid = (-(-rows // block_n), -(-{experts} // block_e), parts)")
-    w(f"product[grid]({given}, steps, **pinned(JOBS[2 if few else 3]))")
+    with w.block("elif rows <= FEW:"):
+        w(f"parts = {-(-inner // block['BLOCK_K'])}")
+        w(f"block[({-(-experts // block['BLOCK_E'])}, parts)]({given}, **pinned(JOBS[2]))")
+    with w.block("else:"):
+        w(f"row_tiles, expert_tiles = -(-rows // {tile['BLOCK_N']}), {-(-experts // tile['BLOCK_E'])}")
+        w(
+            "# As many parts of the inner axis as fill the processors, fit the workspace, and are added up again at no great cost."
+        )
+        blocks = -(-inner // tile["BLOCK_K"])
+        w(f"parts = max(1, min({min(blocks, PARTS)}, ROWS // rows, -(-128 // (row_tiles * expert_tiles))))")
+        w(f"steps = -(-{blocks} // parts)")
+        w(f"product[(row_tiles, expert_tiles, parts)]({given}, steps, **pinned(JOBS[3]))")
     _launch_choice(w, region, names, "partial", "parts")
 
 
@@ -189,38 +202,67 @@ def stream(x, w, partial, rows, INNER: tl.constexpr, EXPERTS: tl.constexpr, BLOC
         tl.store(partial + row * EXPERTS + expert, tl.sum(x_row * w_row, 0))'''
 
 
-def _product_job(region: _Region, *, few: bool) -> Job:
-    """The configuration for at most 16 rows, or for more."""
-    assert region.x is not None and region.w is not None
+def _block_job(region: _Region) -> Job:
+    """The configuration for at most `FEW` rows."""
     inner = _inner(region)
-    signature = {
-        "x": pointer(region.x.type),
-        "w": pointer(region.w.type),
-        "partial": "*fp32",
-        "rows": "i32",
-        "steps": "i32",
-    }
-    experts = padded(region.op.experts)
+    sizes = {"INNER": inner, "EXPERTS": region.op.experts, "BLOCK_N": FEW, "BLOCK_E": FEW}
+    sizes["BLOCK_K"] = min(padded(-(-inner // PARTS)), DEEPEST)
+    return Job("block", _signature(region), sizes, num_warps=4, num_stages=1)
+
+
+def _product_job(region: _Region) -> Job:
+    """The configuration for more rows."""
+    assert region.x is not None
+    inner, experts = _inner(region), padded(region.op.experts)
     narrow = region.x.type.dtype.bytes == 2
-    sizes = {"INNER": inner, "EXPERTS": region.op.experts}
-    if few:
-        sizes |= {"BLOCK_N": 16, "BLOCK_E": 16, "BLOCK_K": min(128 if narrow else 64, padded(inner))}
-        return Job("product", signature, sizes, num_warps=4, num_stages=3)
     rows, columns, deep, warps, stages = (64, 64, 64, 4, 4) if narrow else (32, 32, 32, 8, 2)
+    sizes = {"INNER": inner, "EXPERTS": region.op.experts}
     sizes |= {"BLOCK_N": rows, "BLOCK_E": min(columns, experts), "BLOCK_K": min(deep, padded(inner))}
-    return Job("product", signature, sizes, num_warps=warps, num_stages=stages)
+    return Job("product", {**_signature(region), "steps": "i32"}, sizes, num_warps=warps, num_stages=stages)
+
+
+def _signature(region: _Region) -> dict[str, str]:
+    assert region.x is not None and region.w is not None
+    return {"x": pointer(region.x.type), "w": pointer(region.w.type), "partial": "*fp32", "rows": "i32"}
+
+
+def _masks(inner: str, *, outside: bool) -> tuple[str, str, str]:
+    """The ends of a load of rows, of a load of the weight and of a store of their product, that keep to what is there.
+
+    Args:
+        inner: what is true of a place on the inner axis that is there; empty where all of a block are.
+        outside: whether a tile may have experts behind the last.
+    """
+    along = [f"({inner})[None, :]"] if inner else []
+    rows = ["(row < rows)[:, None]"]
+    experts = ["(expert < EXPERTS)[:, None]", "(expert < EXPERTS)[None, :]"] if outside else []
+    x, w = (f", mask={' & '.join(terms)}, other=0.0" if terms else "" for terms in (rows + along, along + experts[:1]))
+    return x, w, f", mask={' & '.join(rows + experts[1:])}"
+
+
+def _block(region: _Region) -> str:
+    uneven = _inner(region) % int(_block_job(region).constants["BLOCK_K"] or 1)
+    x_mask, w_mask, store_mask = _masks("at < INNER" if uneven else "", outside=region.op.experts % FEW != 0)
+    return f'''@triton.jit(do_not_specialize=["rows"])
+def block(
+    x, w, partial, rows,
+    INNER: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
+):
+    """Block `program_id(1)` of the inner axis of x w^T, for all rows. partial: [blocks, rows, EXPERTS]."""
+    row = tl.arange(0, BLOCK_N)
+    expert = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    at = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    w_tile = tl.load(w + expert[:, None] * INNER + at[None, :]{w_mask})
+    {READ_EARLY}
+    x_tile = tl.load(x + row[:, None] * INNER + at[None, :]{x_mask})
+    total = tl.dot(x_tile, tl.trans(w_tile), input_precision="ieee")
+    partial_at = (tl.program_id(1) * rows + row[:, None]) * EXPERTS + expert[None, :]
+    tl.store(partial + partial_at, total{store_mask})'''
 
 
 def _product(region: _Region) -> str:
-    assert region.x is not None and region.w is not None
-    inner = _inner(region)
-    inner_mask = inner % 128 != 0
-    expert_mask = region.op.experts % 128 != 0
-    x_mask = "(row < rows)[:, None]" + (" & (at + k < INNER)[None, :]" if inner_mask else "")
-    # The last part may end behind the inner axis.
-    w_terms = ["(at + k < INNER)[None, :]"] * inner_mask + ["(expert < EXPERTS)[:, None]"] * expert_mask
-    w_mask = f", mask={' & '.join(w_terms)}, other=0.0" if w_terms else ""
-    store = "(row < rows)[:, None]" + (" & (expert < EXPERTS)[None, :]" if expert_mask else "")
+    uneven = _inner(region) % 128
+    x_mask, w_mask, store_mask = _masks("at + k < INNER" if uneven else "", outside=region.op.experts % 128 != 0)
     return f'''@triton.jit(do_not_specialize=["rows", "steps"])
 def product(
     x, w, partial, rows, steps,
@@ -236,8 +278,8 @@ def product(
     acc = tl.zeros([BLOCK_N, BLOCK_E], dtype=tl.float32)
     begin = part * steps * BLOCK_K
     for k in range(begin, tl.minimum(begin + steps * BLOCK_K, INNER), BLOCK_K):
-        x_tile = tl.load(x_at + k, mask={x_mask}, other=0.0)
+        x_tile = tl.load(x_at + k{x_mask})
         w_tile = tl.load(w_at + k{w_mask})
         acc = tl.dot(x_tile, tl.trans(w_tile), acc, input_precision="ieee")
     partial_at = (part.to(tl.int64) * rows + row[:, None]) * EXPERTS + expert[None, :]
-    tl.store(partial + partial_at, acc, mask={store})'''
+    tl.store(partial + partial_at, acc{store_mask})'''

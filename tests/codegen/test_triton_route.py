@@ -69,7 +69,7 @@ func @sorter(%keys: i32[R]) {{
         (32, 64, "top_k = 4, groups = 4, keep = 2, factor = 2.5"),
         (64, 48, "top_k = 8, groups = 8, keep = 4, group_top = 3, normalize = false"),
         (24, 80, "top_k = 3, groups = 6, keep = 2, dropped = 0.0"),
-        (20, 32, "top_k = 5, groups = 5, keep = 5"),
+        (20, 40, "top_k = 5, groups = 5, keep = 5"),
         (160, 64, 'top_k = 6, score = "softmax", factor = 16.0, normalize = false'),
         (12, 16, 'top_k = 1, score = "softmax", groups = 3, keep = 1, group_top = 1'),
     ],
@@ -78,7 +78,7 @@ def test_experts_and_weights(
     interpreter: InterpreterWorker, tmp_path: Path, experts: int, inner: int, attributes: str
 ) -> None:
     made = router(experts, inner, attributes)
-    for rows in (1, 37):
+    for rows in (1, 16, 17, 37):  # by one row of the weight, by blocks, by tiles
         given = [torch.randn(rows, inner), torch.randn(experts, inner) * inner**-0.5, torch.randn(experts) * 0.1]
         check(interpreter, tmp_path, made, given)
 
