@@ -123,18 +123,21 @@ def machine_line(found: dict[str, Any]) -> str:
     )
 
 
-def options(name: str, what: str | None) -> argparse.ArgumentParser:
+def options(name: str, what: str | None, *, on_page: bool = True) -> argparse.ArgumentParser:
     """What every benchmark's command understands; each adds its own.
 
     Args:
         name: of the benchmark's module.
         what: the module's docstring, shown as help.
+        on_page: whether docs/performance.md has a place for it.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}", description=what, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help=f"where the numbers go; build/benchmarks/{name}.json if not given")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    if on_page:
+        parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.set_defaults(write=False)
     return parser
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ringc.errors import RunError
+from ringc.errors import CheckpointError, RunError
 from ringc.runtime.artifact import Artifact, open_artifact
 from ringc.runtime.backends import Kernels, run_file
 from ringc.runtime.cache import Cache, Key
@@ -34,7 +34,7 @@ Ids = torch.Tensor | Sequence[int] | Sequence[Sequence[int]]
 
 def load(
     folder: str | Path,
-    weights: Weights,
+    weights: Weights | Model,
     *,
     allow_edited: bool = False,
     weights_dtype: torch.dtype | None = None,
@@ -45,8 +45,8 @@ def load(
 
     Args:
         folder: what `ringc compile` wrote.
-        weights: a checkpoint's folder (safetensors, sharded or not), `random:SEED`, `initial:SEED` (as before training), or tensors by
-            published name.
+        weights: a checkpoint's folder (safetensors, sharded or not), `random:SEED`, `initial:SEED` (as before training), tensors by
+            published name, or another model, whose weights both then use, as it keeps them.
         allow_edited: run kernels that were edited since the compile.
         weights_dtype: keep matrices in this type (torch.bfloat16) and widen them when used: half the memory, slower. On a CPU alone: for
             a GPU they are of two bytes, and its kernels ask for weights before the launch that would widen them has ended.
@@ -55,7 +55,7 @@ def load(
 
     Raises:
         ArtifactError: the artifact is damaged, edited or for another machine.
-        CheckpointError: the weights don't fit.
+        CheckpointError: the weights don't fit, or the other model's are laid out for other kernels.
         RunError: there isn't enough memory.
     """
     artifact = open_artifact(folder, allow_edited=allow_edited)
@@ -72,7 +72,7 @@ class Model(torch.nn.Module):
     def __init__(
         self,
         artifact: Artifact,
-        weights: Weights,
+        weights: Weights | Model,
         *,
         weights_dtype: torch.dtype | None = None,
         room: int = 0,
@@ -84,15 +84,19 @@ class Model(torch.nn.Module):
         self.vocabulary: Mapping[str, Any] = manifest["vocabulary"]
         self._kernels = Kernels(artifact)
         self.device = self._kernels.device
-        self._prepared = load_weights(
-            manifest["prepare"],
-            weights,
-            self.device,
-            ignored=manifest["ignored_tensors"],
-            narrow=weights_dtype if self.device.type == "cpu" else None,
-            room=room,
-            progress=progress,
-        )
+        if isinstance(weights, Model):
+            _check_same_layout(artifact, self.device, weights)
+            self._prepared: dict[str, torch.Tensor] = weights._prepared
+        else:
+            self._prepared = load_weights(
+                manifest["prepare"],
+                weights,
+                self.device,
+                ignored=manifest["ignored_tensors"],
+                narrow=weights_dtype if self.device.type == "cpu" else None,
+                room=room,
+                progress=progress,
+            )
         program = run_file(artifact, "program.py", defines=manifest["entries"])
         self._programs: dict[str, Callable[..., None]] = {name: program[name] for name in manifest["entries"]}
         self._arguments = {
@@ -493,3 +497,18 @@ def _integers(values: Sequence[int] | torch.Tensor, count: int, what: str) -> li
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise RunError(f"{message}, but of type {tensor.dtype}", help=help)
     return [int(v) for v in tensor.tolist()]
+
+
+def _check_same_layout(artifact: Artifact, device: torch.device, other: Model) -> None:
+    """Raise unless an artifact keeps its weights as another one does, whose model has them."""
+    mine, theirs = artifact.manifest, other.artifact.manifest
+    name, source = (f"{m['name']} for {m['target']['name']}" for m in (mine, theirs))
+    keys = sorted(mine["prepare"].keys() | theirs["prepare"].keys())
+    differing = next((key for key in keys if mine["prepare"].get(key) != theirs["prepare"].get(key)), None)
+    if device != other.device:
+        reason = f"{name} runs on {device}, and the weights that it was given are on {other.device}"
+    elif differing is not None:
+        reason = f"{name} doesn't keep {differing} as {source} does, whose weights it was given"
+    else:
+        return
+    raise CheckpointError(reason, help="load the weights from where they come")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,22 @@ def test_the_three_ways_to_put_a_text_in_agree(tmp_path):
         assert 0 < way["noise"]["median"] < way["noise"]["largest"] < 1e-4
     assert result["flips_within_noise"]
     assert "token by token" in printed
+
+
+def test_an_edit_is_measured_in_turns_on_the_same_weights(tmp_path):
+    """Of the copy, the last kernel doubles the logits."""
+    folder = compiled("ring-tiny", tmp_path / "tiny")
+    edited = Path(shutil.copytree(folder, tmp_path / "edited"))
+    heads = re.findall(r'rt\.launch\("(\w+)", \w+, lm_head_weight, out\)', (edited / "program.py").read_text())
+    for head in set(heads):
+        with (edited / "kernels" / f"{head}.py").open("a") as file:
+            file.write("\n\nonce = launch\n\n\ndef launch(*given):\n    once(*given)\n    given[-1].mul_(2)\n")
+    printed, result = run(tmp_path, "turns", str(folder), str(edited), "--context", "8", "--rounds", "2")
+    assert [r["artifact"] for r in result] == ["tiny", "edited"]
+    assert [r["logits_off"] for r in result] == [0, 1]
+    assert all(len(r["rounds"]) == 2 for r in result)
+    assert result[0]["gain"] == 0
+    assert "decode of 1 x 1 tokens behind 8" in printed
 
 
 def test_unknown_contenders_are_named(tmp_path):

@@ -111,6 +111,29 @@ def _integers(t: Tensors) -> None:
     t[QKV] = t[QKV].to(torch.int32)
 
 
+class TestAnotherModels:
+    def test_both_use_the_same_memory(self, tiny: Model, tiny_copy: Callable[[], Path]) -> None:
+        model = ringc.load(tiny_copy(), tiny)
+        assert model.prepared.keys() == tiny.prepared.keys()
+        assert all(w is tiny.prepared[key] for key, w in model.prepared.items())
+        assert torch.equal(model([[1, 2, 3]]), tiny([[1, 2, 3]]))
+
+    def test_laid_out_otherwise(self, tiny: Model, tmp_path: Path) -> None:
+        ringc.compile("ring-tiny", tmp_path / "cpu", target="cpu")
+        with pytest.raises(
+            CheckpointError, match=r"ring-tiny for cpu doesn't keep layers\S+ as ring-tiny for torch does"
+        ) as error:
+            ringc.load(tmp_path / "cpu", tiny)
+        assert "from where they come" in str(error.value)
+
+    def test_on_another_device(self, tiny: Model, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tiny, "device", torch.device("meta"))
+        with pytest.raises(
+            CheckpointError, match="ring-tiny for torch runs on cpu, and the weights that it was given are on meta"
+        ):
+            ringc.load(tiny_folder, tiny)
+
+
 class TestWrongTensors:
     @pytest.mark.parametrize(
         ("change", "message", "name"),
