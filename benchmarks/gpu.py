@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import torch
-import triton
-import triton.language as tl
 
 from benchmarks.common import package
-from ringc.runtime.timing import replayed
+from ringc.runtime.execute import Bound
+from ringc.runtime.rates import event_times
+from ringc.runtime.timing import FLUSHED, replayed
 
 REPLAYS = 40
 
@@ -21,19 +22,16 @@ def microseconds(call: Callable[[], object]) -> float:
     return 1e6 * replayed(call, REPLAYS)
 
 
-@triton.jit  # type: ignore[untyped-decorator] # triton's
-def _read(x, out):  # type: ignore[no-untyped-def] # Triton reads annotations as types of its own
-    """Reads 4096 whole numbers of x, and writes what depends on all of them."""
-    words = tl.load(x + tl.program_id(0).to(tl.int64) * 4096 + tl.arange(0, 4096))
-    tl.store(out + tl.program_id(0), tl.xor_sum(words, 0))
+def part_microseconds(part: Bound) -> float:
+    """The same of some steps of a program, as the model replays them: what may run beside others does."""
+    for _ in range(2):  # the second makes the graph
+        part.run()
+    return 1e6 * statistics.median(event_times(part.run, REPLAYS, overwriting()))
 
 
-def read_microseconds(nbytes: int) -> float:
-    """What one kernel takes that does nothing but read so many bytes, timed as `microseconds` does: no layer that needs them takes less."""
-    programs = -(-nbytes // (4096 * 4))
-    x = torch.empty(programs * 4096, dtype=torch.int32, device="cuda")
-    out = torch.empty(programs, dtype=torch.int32, device="cuda")
-    return microseconds(lambda: _read[(programs,)](x, out))
+def overwriting() -> Callable[[], object]:
+    """What overwrites the second-level cache."""
+    return torch.empty(FLUSHED, dtype=torch.uint8, device="cuda").zero_
 
 
 def gpu_line() -> str:

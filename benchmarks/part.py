@@ -19,6 +19,8 @@ def part_of(
 ) -> Bound:
     """A program's steps from one to another, after all up to the last of them have run once.
 
+    Programs of a model share the memory of what they make: a part is to be timed before the next is made.
+
     Args:
         model: whose program.
         key: the program, bound to a cache of its own: states that another run left behind would have this one choose other experts.

@@ -19,7 +19,7 @@ import torch
 
 import ringc
 from benchmarks.common import command_line, deliver, options, table, verdict
-from benchmarks.gpu import gpu_line, microseconds
+from benchmarks.gpu import gpu_line, microseconds, part_microseconds
 from benchmarks.moe_layer import LAYER
 from benchmarks.part import part_of
 from ringc.runtime.cache import Key
@@ -64,7 +64,7 @@ def timed(model: ringc.Model, tokens: int) -> tuple[float, str]:
         "row_offsets": [0, 1],
     }
     part = part_of(model, Key("prefill", tokens, 1, 1), tokens, inputs, lambda bound: router_steps(bound, LAYER))
-    return microseconds(part.launch), ", ".join(step.kernel for step in part.steps)
+    return part_microseconds(part), ", ".join(step.kernel for step in part.steps)
 
 
 def peer(model: ringc.Model, tokens: int) -> PeerTimes:

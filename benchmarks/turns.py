@@ -1,6 +1,6 @@
 """A step of several artifacts of a model, in turns and on the same weights: what an edit of a kernel, or another compiler, gives.
 
-    python -m benchmarks.turns ARTIFACT ARTIFACT... [--entry decode] [--batch 1] [--context 4096] [--tokens 512] [--rounds 6]
+    python -m benchmarks.turns ARTIFACT ARTIFACT... [--entry decode|prefill] [--batch 1] [--context 4096] [--tokens 1] [--rounds 6]
 
 A GPU gets slower by 2 % while it works, which is more than most edits give: so all artifacts are bound first, and each round measures each
 of them. Compared are differences of one round, to the first artifact; and the logits, which an edit that is only faster leaves as they
@@ -20,6 +20,7 @@ from rich.progress import track
 import ringc
 from benchmarks.common import command_line, deliver, machine, machine_line, options, table
 from benchmarks.gpu import gpu_line
+from ringc.errors import RingcError, UsageError
 from ringc.runtime.bench import SEED, Plan, clock_times, public_step
 from ringc.runtime.cache import Cache
 from ringc.runtime.rates import event_times
@@ -40,15 +41,22 @@ class Contender:
 
 
 def contender(model: ringc.Model, name: str, plan: Plan) -> Contender:
-    """A model's step behind a context; on a GPU its graph has been made."""
+    """A model's step behind a context; on a GPU its graph has been made.
+
+    Raises:
+        UsageError: the program isn't kept for a second run, as its logits are too large.
+    """
     cache = model.new_cache(plan.batch, plan.length)
     ids = plan.ids(model.vocabulary["size"])
     logits = torch.empty(0)
     for _ in range(2):  # on a GPU the second makes the graph
         cache.draw(SEED)
         logits = public_step(model, plan, cache, ids).float().clone()
+    if not cache.bound:
+        raise UsageError(
+            f"the logits of {plan.batch} sequences are too large to be kept", help="ask for fewer sequences"
+        )
     (bound,) = cache.bound.values()
-
     return Contender(name, bound.run, logits, cache)
 
 
@@ -72,25 +80,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     given = parser.parse_args()
 
-    plan = Plan(given.entry, given.batch, given.context, given.tokens)
+    plan = Plan(given.entry, given.batch, given.context, given.tokens, rounds=given.rounds)
     contenders: list[Contender] = []
     model: ringc.Model | None = None
-    for folder in track(given.artifacts, "loading", transient=True):
-        model = ringc.load(folder, model or "random:0", allow_edited=True)
-        plan.check(model.artifact.manifest["max_positions"])
-        contenders.append(contender(model, folder.name, plan))
+    try:
+        for folder in track(given.artifacts, "loading", transient=True):
+            model = ringc.load(folder, model or "random:0", allow_edited=True)
+            plan.check(model.artifact.manifest["max_positions"])
+            contenders.append(contender(model, str(folder), plan))
+    except RingcError as error:
+        parser.error(str(error))
     assert model is not None
     on_gpu = model.device.type == "cuda"
-    measure(contenders, given.rounds, on_gpu=on_gpu)
+    measure(contenders, plan.rounds, on_gpu=on_gpu)
 
     first, rows, results = contenders[0], [], []
     for c in contenders:
-        gains = [a - b for a, b in zip(c.rounds, first.rounds, strict=True)]
+        difference = statistics.median(a - b for a, b in zip(c.rounds, first.rounds, strict=True))
+        part = difference / statistics.median(first.rounds)
         off = float((c.logits - first.logits).norm() / first.logits.norm())
-        median, gain = statistics.median(c.rounds), statistics.median(gains)
-        rows.append([c.name, f"{median * 1e6:.1f}", f"{gain * 1e6:+.1f}", f"{gain / median:+.2%}", f"{off:.1e}"])
-        results.append({"artifact": c.name, "rounds": c.rounds, "gain": gain, "logits_off": off})
-    header = ["artifact", "us", "beside the first, us", "", "logits off by"]
+        us = statistics.median(c.rounds) * 1e6
+        rows.append([c.name, f"{us:.1f}", f"{difference * 1e6:+.1f}", f"{part:+.2%}", f"{off:.1e}"])
+        results.append({"artifact": c.name, "rounds": c.rounds, "difference": difference, "logits_off": off})
+    header = ["artifact", "us", "beside the first, us", "of the first", "logits off by"]
     line = gpu_line() if on_gpu else machine_line(machine())
     what = f"{plan.entry} of {plan.batch} x {plan.tokens} tokens behind {plan.context}"
     deliver("turns", f"{line} `{command_line('turns')}`\n\n{what}\n\n{table(header, rows)}", results, given)

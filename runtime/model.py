@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ringc.errors import CheckpointError, RunError
+from ringc.errors import CheckpointError, RunError, UsageError
 from ringc.runtime.artifact import Artifact, open_artifact
 from ringc.runtime.backends import Kernels, run_file
 from ringc.runtime.cache import Cache, Key
@@ -46,17 +46,19 @@ def load(
     Args:
         folder: what `ringc compile` wrote.
         weights: a checkpoint's folder (safetensors, sharded or not), `random:SEED`, `initial:SEED` (as before training), tensors by
-            published name, or another model, whose weights both then use, as it keeps them.
+            published name, or another model, whose weights both then use.
         allow_edited: run kernels that were edited since the compile.
         weights_dtype: keep matrices in this type (torch.bfloat16) and widen them when used: half the memory, slower. On a CPU alone: for
-            a GPU they are of two bytes, and its kernels ask for weights before the launch that would widen them has ended.
+            a GPU they are of two bytes, and its kernels ask for weights before the launch that would widen them has ended. Another model's
+            are as it keeps them.
         room: bytes that must be left beside the weights, as for a cache (`ringc.runtime.cache.cache_bytes`).
-        progress: told how many of the weights are loaded.
+        progress: told how many of the weights are loaded; not of another model's.
 
     Raises:
         ArtifactError: the artifact is damaged, edited or for another machine.
-        CheckpointError: the weights don't fit, or the other model's are laid out for other kernels.
+        CheckpointError: the weights don't fit, or the other model's are laid out for other kernels, or on another device.
         RunError: there isn't enough memory.
+        UsageError: `weights_dtype` for another model's weights.
     """
     artifact = open_artifact(folder, allow_edited=allow_edited)
     return Model(artifact, weights, weights_dtype=weights_dtype, room=room, progress=progress)
@@ -85,7 +87,10 @@ class Model(torch.nn.Module):
         self._kernels = Kernels(artifact)
         self.device = self._kernels.device
         if isinstance(weights, Model):
+            if weights_dtype is not None:
+                raise UsageError("another model's weights stay as it keeps them", help="leave weights_dtype out")
             _check_same_layout(artifact, self.device, weights)
+            check_memory(room, self.device, "caches", "ask for fewer tokens or sequences, or use a larger machine")
             self._prepared: dict[str, torch.Tensor] = weights._prepared
         else:
             self._prepared = load_weights(
@@ -502,7 +507,7 @@ def _integers(values: Sequence[int] | torch.Tensor, count: int, what: str) -> li
 def _check_same_layout(artifact: Artifact, device: torch.device, other: Model) -> None:
     """Raise unless an artifact keeps its weights as another one does, whose model has them."""
     mine, theirs = artifact.manifest, other.artifact.manifest
-    name, source = (f"{m['name']} for {m['target']['name']}" for m in (mine, theirs))
+    name, source = artifact.folder, other.artifact.folder
     keys = sorted(mine["prepare"].keys() | theirs["prepare"].keys())
     differing = next((key for key in keys if mine["prepare"].get(key) != theirs["prepare"].get(key)), None)
     if device != other.device:

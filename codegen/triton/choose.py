@@ -58,7 +58,7 @@ class Choice:
 
     @property
     def narrows(self) -> bool:
-        """Whether the groups that stay are read again: not where their logits are summed again, or where a dropped expert may be chosen."""
+        """Whether the groups that stay are read again: not where that adds logits up again, or a dropped expert may be chosen."""
         return self.groups > 1 and not self.summed and self.op.dropped == -math.inf
 
     @property
@@ -142,7 +142,7 @@ class Choice:
 
     @property
     def _kept(self) -> list[str]:
-        """What a row's weights are made with, beside its logits: of sums, which aren't made again, in their place."""
+        """What `weights_of` is given beside the chosen experts: of sums the probabilities, otherwise what a softmax needs."""
         return ["probabilities"] if self.summed else self._sums
 
     @property

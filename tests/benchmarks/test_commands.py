@@ -61,11 +61,18 @@ def test_an_edit_is_measured_in_turns_on_the_same_weights(tmp_path):
         with (edited / "kernels" / f"{head}.py").open("a") as file:
             file.write("\n\nonce = launch\n\n\ndef launch(*given):\n    once(*given)\n    given[-1].mul_(2)\n")
     printed, result = run(tmp_path, "turns", str(folder), str(edited), "--context", "8", "--rounds", "2")
-    assert [r["artifact"] for r in result] == ["tiny", "edited"]
+    assert [r["artifact"] for r in result] == [str(folder), str(edited)]
     assert [r["logits_off"] for r in result] == [0, 1]
     assert all(len(r["rounds"]) == 2 for r in result)
-    assert result[0]["gain"] == 0
+    assert result[0]["difference"] == 0
     assert "decode of 1 x 1 tokens behind 8" in printed
+    for wrong, said in (
+        ("--rounds=0", "--rounds is 0"),
+        ("--tokens=2", "takes one token"),
+        ("--context=70000", "positions"),
+    ):
+        with pytest.raises(AssertionError, match=said):
+            run(tmp_path, "turns", str(folder), wrong)
 
 
 def test_unknown_contenders_are_named(tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 import ringc
+from benchmarks import gpu
 from benchmarks.part import part_of
 from ringc.runtime.cache import Key
-from ringc.runtime.execute import Bound
+from ringc.runtime.execute import Bound, Step
 from tests.runtime.models import compiled
 
 
@@ -30,3 +34,30 @@ def test_every_part_is_made_for_the_first_token_of_its_sequences(tmp_path: Path)
     parts[1].logits.fill_(float("nan"))
     parts[1].launch()
     assert torch.equal(parts[1].logits, logits[0])
+
+
+def test_a_part_is_timed_as_the_graph_that_the_model_would_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `Graphs`, which has a second branch for steps that may run beside others, and not by a graph of its own."""
+    did: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            did.append("replay")
+
+    class Graphs:
+        capturing = False
+
+        def captured(self, launch: Callable[[], None]) -> Graph:
+            did.append("capture")
+            return Graph()
+
+    def times(run: Callable[[], object], repetitions: int, before: Callable[[], object]) -> list[float]:
+        before()
+        run()
+        return [3e-6] * repetitions
+
+    monkeypatch.setattr(gpu, "event_times", times)
+    monkeypatch.setattr(gpu, "overwriting", lambda: lambda: did.append("overwrite"))
+    part = Bound(None, torch.empty(0), [Step("a", lambda: did.append("launch"))], [], [], 0, Graphs())  # type: ignore[arg-type]
+    assert gpu.part_microseconds(replace(part)) == pytest.approx(3)
+    assert did == ["launch", "capture", "replay", "overwrite", "replay"]

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel
-from ringc.codegen.triton import choose
+from ringc.codegen.triton import choose, route
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
@@ -70,6 +70,7 @@ func @sorter(%keys: i32[R]) {{
         (64, 48, "top_k = 8, groups = 8, keep = 4, group_top = 3, normalize = false"),
         (24, 80, "top_k = 3, groups = 6, keep = 2, dropped = 0.0"),
         (20, 40, "top_k = 5, groups = 5, keep = 5"),
+        (15, 40, "top_k = 4, groups = 3, keep = 2, group_top = 1"),
         (160, 64, 'top_k = 6, score = "softmax", factor = 16.0, normalize = false'),
         (12, 16, 'top_k = 1, score = "softmax", groups = 3, keep = 1, group_top = 1'),
     ],
@@ -78,9 +79,27 @@ def test_experts_and_weights(
     interpreter: InterpreterWorker, tmp_path: Path, experts: int, inner: int, attributes: str
 ) -> None:
     made = router(experts, inner, attributes)
-    for rows in (1, 16, 17, 37):  # by one row of the weight, by blocks, by tiles
+    for rows in (1, 5, 16, 17, 37):  # by one row of the weight, by blocks, by tiles
         given = [torch.randn(rows, inner), torch.randn(experts, inner) * inner**-0.5, torch.randn(experts) * 0.1]
         check(interpreter, tmp_path, made, given)
+
+
+def test_of_more_scores_than_a_warp_holds(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    made = router(600, 24, "top_k = 4, groups = 6, keep = 3")
+    for rows in (2, 6):
+        check(interpreter, tmp_path, made, [torch.randn(rows, 24), torch.randn(600, 24) * 0.2, torch.randn(600) * 0.1])
+
+
+def test_long_rows(interpreter: InterpreterWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few there are more parts than elsewhere, and no program holds one whole."""
+    monkeypatch.setattr(route, "LONGEST", 64)
+    monkeypatch.setattr(route, "DEEPEST", 32)
+    made = router(16, 200, "top_k = 4")
+    for rows in (1, 9):
+        check(interpreter, tmp_path, made, [torch.randn(rows, 200), torch.randn(16, 200) * 0.1, torch.randn(16) * 0.1])
+    monkeypatch.setattr(route, "ROUTE_ROWS", 64)
+    with pytest.raises(CodegenError, match="rows of 200 are longer than 64"):
+        emit(made)
 
 
 def test_without_a_bias(interpreter: InterpreterWorker, tmp_path: Path) -> None:

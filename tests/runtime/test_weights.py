@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ringc.codegen.packing import pack, read_part, storage_shape, unpack, write_
 from ringc.errors import CheckpointError, RingcError, RunError, UsageError
 from ringc.model_defs import load_spec
 from ringc.runtime import memory
+from ringc.runtime.artifact import open_artifact
 from ringc.runtime.drawn import initial_parameter, random_parameter
 from ringc.runtime.model import Model
 from ringc.runtime.weights import Preparation
@@ -118,20 +120,25 @@ class TestAnotherModels:
         assert all(w is tiny.prepared[key] for key, w in model.prepared.items())
         assert torch.equal(model([[1, 2, 3]]), tiny([[1, 2, 3]]))
 
-    def test_laid_out_otherwise(self, tiny: Model, tmp_path: Path) -> None:
-        ringc.compile("ring-tiny", tmp_path / "cpu", target="cpu")
-        with pytest.raises(
-            CheckpointError, match=r"ring-tiny for cpu doesn't keep layers\S+ as ring-tiny for torch does"
-        ) as error:
-            ringc.load(tmp_path / "cpu", tiny)
+    def test_laid_out_otherwise(self, tiny: Model, tiny_folder: Path) -> None:
+        artifact = open_artifact(tiny_folder)
+        entry = artifact.manifest["prepare"]["norm.weight"]
+        prepare = artifact.manifest["prepare"] | {"norm.weight": entry | {"dtype": "bf16"}}
+        other = replace(artifact, folder=Path("other"), manifest={**artifact.manifest, "prepare": prepare})
+        with pytest.raises(CheckpointError, match=rf"other doesn't keep norm.weight as {tiny_folder} does") as error:
+            Model(other, tiny)
         assert "from where they come" in str(error.value)
 
     def test_on_another_device(self, tiny: Model, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tiny, "device", torch.device("meta"))
-        with pytest.raises(
-            CheckpointError, match="ring-tiny for torch runs on cpu, and the weights that it was given are on meta"
-        ):
+        with pytest.raises(CheckpointError, match="tiny runs on cpu, and the weights that it was given are on meta"):
             ringc.load(tiny_folder, tiny)
+
+    def test_nothing_is_narrowed_and_room_is_wanted_all_the_same(self, tiny: Model, tiny_folder: Path) -> None:
+        with pytest.raises(UsageError, match="stay as it keeps them"):
+            ringc.load(tiny_folder, tiny, weights_dtype=torch.bfloat16)
+        with pytest.raises(RunError, match="caches need"):
+            ringc.load(tiny_folder, tiny, room=1 << 60)
 
 
 class TestWrongTensors:
