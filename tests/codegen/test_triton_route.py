@@ -22,13 +22,15 @@ from ringc.passes.schedules.routing import route_workspace, sort_workspace
 from tests.codegen.support_kernels import check, check_golden, kernel, reference, run
 
 
-def router(experts: int, inner: int, attributes: str, *, bias: bool = True, dtype: str = "f32") -> Kernel:
+def router(
+    experts: int, inner: int, attributes: str, *, bias: bool = True, dtype: str = "f32", logits: str = "f32"
+) -> Kernel:
     """A router's product and its route."""
     top_k = int(attributes.partition("top_k = ")[2].partition(",")[0])
     function = f"""
-func @router(%x: {dtype}[N / B, {inner}], %gate: {dtype}[{experts}, {inner}]{f", %bias: f32[{experts}]" if bias else ""}) {{
-  %logits = matmul(%x, %gate) {{transpose_b = true, out = f32}} : f32[N / B, {experts}]
-  %experts, %weights = route(%logits, {"%bias" if bias else "_"}) {{{attributes}}} : i32[N / B, {top_k}], f32[N / B, {top_k}]
+func @router(%x: {dtype}[N / B, {inner}], %gate: {dtype}[{experts}, {inner}]{f", %bias: {logits}[{experts}]" if bias else ""}) {{
+  %logits = matmul(%x, %gate) {{transpose_b = true, out = {logits}}} : {logits}[N / B, {experts}]
+  %experts, %weights = route(%logits, {"%bias" if bias else "_"}) {{{attributes}}} : i32[N / B, {top_k}], {logits}[N / B, {top_k}]
   return %experts, %weights
 }}"""
     made = kernel(function, "triton.route")
@@ -88,6 +90,16 @@ def test_of_more_scores_than_a_warp_holds(interpreter: InterpreterWorker, tmp_pa
     made = router(600, 24, "top_k = 4, groups = 6, keep = 3")
     for rows in (2, 6):
         check(interpreter, tmp_path, made, [torch.randn(rows, 24), torch.randn(600, 24) * 0.2, torch.randn(600) * 0.1])
+
+
+def test_sums_are_rounded_to_the_type_of_the_logits(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    """Four experts in a row differ by less than f16 holds: the first of them wins."""
+    made = router(16, 64, "top_k = 6", dtype="f16", logits="f16")
+    x, gate = torch.zeros(6, 64), torch.zeros(16, 64)
+    x[:, 0], x[:, 1] = 1, 2.0**-12
+    gate[:, 0], gate[:, 1] = torch.arange(16) // 4 / 4 + 1, torch.arange(16) / 16
+    experts, _ = run(interpreter, tmp_path, made, [x.half(), gate.half(), torch.zeros(16).half()])
+    assert experts.tolist() == 6 * [[12, 13, 14, 15, 8, 9]]
 
 
 def test_long_rows(interpreter: InterpreterWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +245,12 @@ RING_MINI = {
 @pytest.mark.parametrize("name", RING_MINI)
 def test_golden(name: str) -> None:
     check_golden(f"triton_{name}", emit(RING_MINI[name]).text)
+
+
+def test_nothing_spills_where_four_warps_choose() -> None:
+    text = emit(router(1024, 2048, "top_k = 8, groups = 8, keep = 4", dtype="bf16")).text
+    for made in compile_many(compile_jobs(text, "router", 90)):
+        assert not made.resources.spills, f"{made.name}: {made.resources}"
 
 
 @pytest.mark.parametrize("name", RING_MINI)
