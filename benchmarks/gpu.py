@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,8 +10,7 @@ import torch
 
 from benchmarks.common import package
 from ringc.runtime.execute import Bound
-from ringc.runtime.rates import event_times
-from ringc.runtime.timing import FLUSHED, replayed
+from ringc.runtime.timing import cold_seconds, replayed
 
 REPLAYS = 40
 
@@ -26,12 +24,7 @@ def part_microseconds(part: Bound) -> float:
     """The same of some steps of a program, as the model replays them: what may run beside others does."""
     for _ in range(2):  # the second makes the graph
         part.run()
-    return 1e6 * statistics.median(event_times(part.run, REPLAYS, overwriting()))
-
-
-def overwriting() -> Callable[[], object]:
-    """What overwrites the second-level cache."""
-    return torch.empty(FLUSHED, dtype=torch.uint8, device="cuda").zero_
+    return 1e6 * cold_seconds(part.run, REPLAYS)
 
 
 def gpu_line() -> str:

@@ -68,21 +68,25 @@ def timer(bind: Bind, tensors: Sequence[torch.Tensor], *, reads_host: bool = Fal
     if not any(t.is_cuda for t in tensors):
         return Timer(_on_cpu(bind, tensors))
     if not reads_host:
-        return Timer(_on_gpu(bind(tensors)))
+        return Timer(_cold(_captured(bind(tensors))))
     for t in tensors:
         if not t.dtype.is_floating_point:
             t.ringc_host = t.cpu().numpy()  # type: ignore[attr-defined]
     call = bind(tensors)
     call()
-    flushed = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
-    return Timer(partial(_between_events, call, flushed))
+    return Timer(_cold(call))
 
 
 def replayed(call: Callable[[], object], replays: int = 40) -> float:
     """Seconds of a call on a GPU: the median over replays of a CUDA graph, the second-level cache overwritten before each."""
-    once = _on_gpu(call)
+    return cold_seconds(_captured(call), replays)
+
+
+def cold_seconds(call: Callable[[], object], repetitions: int) -> float:
+    """Seconds that a GPU works on a call, the median: the second-level cache is overwritten before each, and the first isn't counted."""
+    once = _cold(call)
     once()
-    return statistics.median(once() for _ in range(replays))
+    return statistics.median(once() for _ in range(repetitions))
 
 
 def _on_cpu(bind: Bind, tensors: Sequence[torch.Tensor]) -> Callable[[], float]:
@@ -107,20 +111,24 @@ def _on_cpu(bind: Bind, tensors: Sequence[torch.Tensor]) -> Callable[[], float]:
     return once
 
 
-def _on_gpu(call: Callable[[], object]) -> Callable[[], float]:
-    """By events around a CUDA graph, so that what the host takes for a launch doesn't count."""
+def _captured(call: Callable[[], object]) -> Callable[[], None]:
+    """The call as a CUDA graph, so that what the host takes for a launch doesn't count."""
     call()  # libraries set themselves up, and a kernel that isn't built yet is compiled
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    flushed = torch.empty(FLUSHED, dtype=torch.uint8, device="cuda")
-    return partial(_replay, graph, flushed, call)
+    return partial(_replay, graph, call)
 
 
-def _replay(graph: Any, flushed: torch.Tensor, _launch: Callable[[], object]) -> float:
-    """Seconds of a replay; whoever holds the graph has to hold the launch, and with it the tensors that the graph works on."""
-    return _between_events(graph.replay, flushed)
+def _replay(graph: Any, _launch: Callable[[], object]) -> None:
+    """Replay; whoever holds the graph has to hold the launch, and with it the tensors that the graph works on."""
+    graph.replay()
+
+
+def _cold(call: Callable[[], object]) -> Callable[[], float]:
+    """What runs a call on a GPU with nothing of it in the second-level cache, and says how many seconds that took."""
+    return partial(_between_events, call, torch.empty(FLUSHED, dtype=torch.uint8, device="cuda"))
 
 
 def _between_events(call: Callable[[], object], flushed: torch.Tensor) -> float:

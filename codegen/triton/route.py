@@ -163,17 +163,12 @@ def _launch_product(w: Writer, region: _Region, names: Names, jobs: Sequence[Job
         w(f"parts = max(1, min({min(blocks, PARTS)}, ROWS // rows, -(-128 // (row_tiles * expert_tiles))))")
         w(f"steps = -(-{blocks} // parts)")
         w(f"product[(row_tiles, expert_tiles, parts)]({given}, steps, **pinned(JOBS[3]))")
-    _launch_choice(w, region, names, "partial", "parts")
+    _launch_choice(w, region, names, "partial")
 
 
-def _launch_choice(w: Writer, region: _Region, names: Names, logits: str, parts: str = "1") -> None:
-    given = [
-        logits,
-        *([] if region.bias is None else [names[region.bias]]),
-        *RESULTS,
-        *({"rows": "rows", "parts": parts}[number] for number in region.choice.numbers),
-    ]
-    region.choice.launch(w, given)
+def _launch_choice(w: Writer, region: _Region, names: Names, logits: str) -> None:
+    bias = [] if region.bias is None else [names[region.bias]]
+    region.choice.launch(w, [logits, *bias, *RESULTS, *region.choice.numbers])
 
 
 def _inner(region: _Region) -> int:

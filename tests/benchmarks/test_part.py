@@ -51,13 +51,12 @@ def test_a_part_is_timed_as_the_graph_that_the_model_would_replay(monkeypatch: p
             did.append("capture")
             return Graph()
 
-    def times(run: Callable[[], object], repetitions: int, before: Callable[[], object]) -> list[float]:
-        before()
-        run()
-        return [3e-6] * repetitions
+    def cold_seconds(call: Callable[[], object], _repetitions: int) -> float:
+        did.append("overwrite")
+        call()
+        return 3e-6
 
-    monkeypatch.setattr(gpu, "event_times", times)
-    monkeypatch.setattr(gpu, "overwriting", lambda: lambda: did.append("overwrite"))
+    monkeypatch.setattr(gpu, "cold_seconds", cold_seconds)
     part = Bound(None, torch.empty(0), [Step("a", lambda: did.append("launch"))], [], [], 0, Graphs())  # type: ignore[arg-type]
     assert gpu.part_microseconds(replace(part)) == pytest.approx(3)
     assert did == ["launch", "capture", "replay", "overwrite", "replay"]
