@@ -150,7 +150,7 @@ class _Program:
         return given
 
     def body(self, body: Block, names: Names) -> None:
-        ends = joins(self.module, body)
+        ends = joins(body)
         at = 0
         while at < len(body.ops):
             if at in ends.values():

@@ -3,10 +3,10 @@
 Kernels of a GPU overlap: one is placed while the other ends, and waits in front of its first read (`ringc.codegen.triton.overlap`). What
 no launch in front may still be writing it may read before.
 
-* An expert product: which experts are taken was written by the launch before the last, and so were the weights long before. Where the
-  launch in front waits before it lets the next one be placed, all launches before it have ended by then, and what they wrote may be read at
-  once. A launch that reads early itself lets the next be placed before it waits; so what any launch of an unbroken row of expert products
-  writes is waited for, behind the first of them, which has something else in front and reads nothing early.
+* An expert product: where the launch in front waits before it lets the next one be placed, all launches before it have ended by then, and
+  what they wrote may be read at once. So does the choice of experts, behind which the rows are there; and the first of a row of expert
+  products, behind which it is known which experts are taken. A product that reads that early lets the next be placed before it waits; so
+  what any launch of an unbroken row of them writes is waited for.
 * Linear attention, and a product of one row: what comes from outside the program, a state and whose it is, weights. A state was written by
   the same launch of the run before, and between two runs stands row work (what looks the tokens up), which waits before it lets the next
   be placed.
@@ -30,6 +30,9 @@ from ringc.passes.target import Target
 EXPERTS = "grouped"
 """The kernels that read early behind each other."""
 
+CHOICE = "route"
+"""Kernels that wait before they let the next be placed."""
+
 
 @dataclass(frozen=True)
 class Early(Pass):
@@ -43,7 +46,7 @@ class Early(Pass):
         outside = _Outside(module)
         found: dict[str, set[int]] = {}
         for function in host_functions(module):
-            front: list[Launch] = []  # the expert products right in front
+            front: list[Launch] = []  # what may not have ended: the choice right in front, or the expert products
             for op in function.body.ops:
                 if isinstance(op, Call):
                     front = []
@@ -55,7 +58,7 @@ class Early(Pass):
                         safe = {i for i, value in enumerate(op.arguments) if outside.has(value, function.body)}
                     found[op.kernel] = found.get(op.kernel, safe) & safe
                     if not op.beside:
-                        front = [*front, op] if kernel.notes["family"] == EXPERTS else []
+                        front = _not_ended(module, front, op)
         for name, arguments in found.items():
             if arguments:
                 module.functions[name].notes["early"] = tuple(sorted(arguments))
@@ -67,8 +70,19 @@ def _reads_early(kernel: Function) -> bool:
     return family == "linear_attention" or implementation.startswith("triton.gemv")
 
 
+def _not_ended(module: Module, front: Sequence[Launch], launch: Launch) -> list[Launch]:
+    """The launches that may not have ended when the one behind this one begins; none where nothing is known of those before."""
+
+    def family(op: Launch) -> str:
+        return str(module.functions[op.kernel].notes["family"])
+
+    if family(launch) == EXPERTS:
+        return [*(op for op in front if family(op) == EXPERTS), launch]
+    return [launch] if family(launch) == CHOICE else []
+
+
 def _written_before(front: Sequence[Launch], launch: Launch) -> set[int]:
-    """The numbers of an expert product's arguments that were written before the expert products in front of it began."""
+    """The numbers of an expert product's arguments that were written before the launches right in front of it began."""
     return {i for i, value in enumerate(launch.arguments) if front and not _is_late(storage_of(value).op, front)}
 
 

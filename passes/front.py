@@ -129,10 +129,12 @@ def before_product(body: Block) -> str:
     body = expanded(body)
     products = [op for op in body.ops if isinstance(op, MatMul | GatherMatMul)]
     lefts = {op.inputs()[0] for op in products}
-    if len(lefts) != 1 or len(products) > 2:
-        return "it takes one or two products of one left operand"
+    ops = in_front(body, *lefts)
+    if not ops:
+        return ""
+    if len(lefts) != 1:
+        return "it takes products of one left operand"
     (left,) = lefts
-    ops = in_front(body, left)
     inside = {op for op in ops if not _is_scalar(op)}
     for op in inside:
         if not isinstance(op, Elementwise | Reduction | Constant) or any(
@@ -142,8 +144,6 @@ def before_product(body: Block) -> str:
         others = any(u not in inside and not isinstance(u, MatMul | GatherMatMul) for u in op.results[0].users())
         if others or op.results[0] in body.outputs:
             return f"%{op.results[0].name} is wanted behind the product too"
-    if not ops:
-        return ""
     if left.tensor.rank != 2 or not isinstance(left.shape[1], int):
         return "the left operand is no matrix of a known width"
     extent = reduced_extent(ops)

@@ -12,6 +12,7 @@ pointwise work before and behind it as far as the family allows; what no anchor 
 |---|---|---|---|
 | matmul | products of one left operand | - | pointwise: residual, gate, SwiGLU over two products |
 | grouped | expert products of the same rows | gather of the rows | pointwise: SwiGLU, routing weight; the sum over few rows' experts |
+| | of one row, the shared expert's | - | SwiGLU; the experts' sum |
 | attention | the mixer | - | - |
 | linear_attention | the mixer | the cut of v out of a wider product, for a GPU's chunked form | - |
 | route | the routing chain | the router's product, but for a GPU's one row | - |
@@ -123,6 +124,8 @@ class _Fuser:
             self.anchor(op)
         for region in self.regions:
             self.grow(region)
+        if self.one_row and self.options.epilogues:
+            self.accompany()
         self.take_loads()
         if self.options.rows:
             self.row_regions()
@@ -219,6 +222,41 @@ class _Fuser:
             return user.axes == (1,) and not (user.keep or region.sums) and isinstance(region.anchors[0], GatherMatMul)
         alone = self.one_row or not region.sums or len(user.inputs()) == 1
         return isinstance(user, Elementwise) and user.pointwise and user.result.shape == shape and alone
+
+    def accompany(self) -> None:
+        """Put one row's dense products that accompany its experts into their kernels: the shared expert's.
+
+        Its last product becomes a term of the experts' sum, and its first ones run beside the experts' of the same row, where as kernels of
+        their own they would need a branch that joins in front of the experts.
+        """
+        experts = [r for r in self.regions if r.family == "grouped" and isinstance(r.anchors[0], GatherMatMul)]
+        for accompanies in (self.is_added, self.is_beside):
+            for region in experts:
+                dense = next((r for r in self.regions if r.family == "matmul" and accompanies(r, region)), None)
+                if dense is not None:
+                    self.regions.remove(dense)
+                    region.anchors += dense.anchors
+                    for op in dense.ops:
+                        self.join(region, op)
+
+    def is_added(self, dense: Region, experts: Region) -> bool:
+        """Whether a product alone is added to the sum over a row's experts."""
+        users = {u for v in leaving(dense.ops) for u in v.uses}
+        inside = isinstance(dense.ops[0], MatMul) and len(dense.ops) == 1 and users <= set(experts.ops)
+        return experts.sums and inside and self.convex([*experts.ops, *dense.ops])
+
+    def is_beside(self, dense: Region, experts: Region) -> bool:
+        """Whether products of the experts' row are wanted behind the experts alone."""
+        if experts.sums or dense.anchors[0].inputs()[0] is not experts.anchors[0].inputs()[0]:
+            return False
+        behind = set().union(*(nx.descendants(self.graph, op) for op in experts.ops))
+        users = [u for v in leaving(dense.ops) for u in v.uses]
+        late = all(isinstance(u, Op) and not behind.isdisjoint(self.together(u)) for u in users)
+        return late and self.convex([*experts.ops, *dense.ops])
+
+    def together(self, op: Op) -> list[Op]:
+        """The operations of the kernel that an operation is in, as far as it is known."""
+        return self.region_of[op].ops if op in self.region_of else [op]
 
     def between_rows(self, region: Region) -> set[Op]:
         """What was taken in, and is better left to a row kernel: it stands between row work in front and row work behind.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ringc.ir.core import Block, Function, Module, Op
 from ringc.ir.ops.call import Alternatives, Fused
 from ringc.ir.ops.mixers import Attention
-from ringc.ir.ops.products import MatMul, SegmentMatMul
+from ringc.ir.ops.products import GatherMatMul, MatMul, SegmentMatMul
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.source import Constant
 from ringc.passes.framework import Pass
@@ -53,9 +53,12 @@ def _offer(function: Function, target: Target) -> None:
 def _has_call(region: Fused, target: Target) -> bool:
     """Whether PyTorch has a call for an operation of a region that is worth one.
 
-    A router's product is small: on a CPU a call between TVM's kernels costs more than it saves.
+    A router's product is small: on a CPU a call between TVM's kernels costs more than it saves. Of experts that each row names there is no
+    call, and what accompanies them stays with them.
     """
     if region.family == "route" and target.backend != "triton":
+        return False
+    if any(isinstance(o, GatherMatMul) for o in region.body.ops):
         return False
     return any(isinstance(o, CALLED) for o in region.body.ops)
 

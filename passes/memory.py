@@ -7,7 +7,6 @@ sizes; the runtime evaluates it when the sizes are known, and allocates once for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -36,11 +35,10 @@ class MemoryPlan(Pass):
             _plan(module, function)
 
 
-def joins(module: Module, body: Block) -> dict[Op, int]:
+def joins(body: Block) -> dict[Op, int]:
     """Each launch that runs beside others, and the number of the operation before which it must have ended.
 
-    That is the first that reads what it made; but a launch that reads early is placed while the one in front of it ends, which it can't be
-    behind a join, so that the join stands in front of that one.
+    That is the first that reads what it made.
     """
     place = {op: i for i, op in enumerate(body.ops)}
     found: dict[Op, int] = {}
@@ -51,19 +49,9 @@ def joins(module: Module, body: Block) -> dict[Op, int]:
         elif run and not isinstance(op, Reshape):
             readers = [place[u] for o in run for r in o.results for u in _readers(r) if u not in run]
             end = min(readers, default=len(body.ops))
-            found |= dict.fromkeys(run, _before_early(module, body.ops, end, place[run[-1]]))
+            found |= dict.fromkeys(run, end)
             run = []
     return found
-
-
-def _before_early(module: Module, ops: Sequence[Op], at: int, after: int) -> int:
-    """The place of the launch in front of the one at a place, if that one reads early; no further, and behind `after`."""
-    reader = ops[at] if at < len(ops) else None
-    if not isinstance(reader, Launch) or "early" not in module.functions[reader.kernel].notes:
-        return at
-    front = max((i for i in range(after + 1, at) if not isinstance(ops[i], Reshape)), default=at)
-    op = ops[front]
-    return front if isinstance(op, Launch) and not op.beside else at
 
 
 def _readers(value: Value) -> list[Op]:
@@ -78,7 +66,7 @@ def _plan(module: Module, function: Function) -> None:
         for value in op.inputs():
             last[storage_of(value)] = i
     # What runs beside others needs its memory until it has joined them.
-    joined = joins(module, body)
+    joined = joins(body)
     for op, end in joined.items():
         for value in (*op.inputs(), *op.results):
             last[storage_of(value)] = max(last.get(storage_of(value), 0), end)

@@ -12,10 +12,12 @@ then waits for a launch that makes it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import UnionType
 
 from ringc.ir.builder import Builder
-from ringc.ir.core import Block, Effect, Module, Op
+from ringc.ir.core import Block, Effect, Module, Op, Value
 from ringc.ir.ops.call import Alternatives, Fused
 from ringc.ir.ops.mixers import LinearAttention
 from ringc.ir.ops.products import GatherMatMul, MatMul
@@ -27,12 +29,12 @@ from ringc.passes.schedules.crossovers import ROWS_ALONE
 from ringc.passes.target import Target
 from ringc.passes.versions import is_one_row
 
-ANCHORS: dict[str, tuple[type[Op], tuple[str, ...]]] = {
-    "matmul": (MatMul, ("a",)),
-    "grouped": (GatherMatMul, ("x",)),
-    "linear_attention": (LinearAttention, ("q", "k", "v")),
+ANCHORS: dict[str, type[Op] | UnionType] = {
+    "matmul": MatMul,
+    "grouped": GatherMatMul | MatMul,
+    "linear_attention": LinearAttention,
 }
-"""Families of regions that take work in front: their anchors, and the operands that it may make. A router's product is none of them."""
+"""Families of regions that take work in front, and their anchors. A router's product is none of them."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,7 @@ def _read_by_one(rows: Fused) -> list[Op] | None:
 
 def _takes_front(flat: Block, count: int, family: str) -> bool:
     """Whether the anchors of a region take the first `count` operations: as their rows alone, and in a form that can make those."""
-    kind, names = ANCHORS[family]
-    rows = {op: [getattr(op, name) for name in names] for op in flat.ops if isinstance(op, kind)}
+    rows = {op: _made_of(op) for op in flat.ops if isinstance(op, ANCHORS[family])}
     front = set(in_front(flat, *(v for made in rows.values() for v in made)))
     if front & rows.keys() or not front.issuperset(flat.ops[:count]):
         return False
@@ -126,3 +127,8 @@ def _takes_front(flat: Block, count: int, family: str) -> bool:
         return False
     mixers = [op for op in rows if isinstance(op, LinearAttention)]
     return all(op.form == "recurrent" and not why_not_in_front(op, in_front(flat, *rows[op])) for op in mixers)
+
+
+def _made_of(anchor: Op) -> Sequence[Value]:
+    """The operands of an anchor that its kernel may make."""
+    return (anchor.q, anchor.k, anchor.v) if isinstance(anchor, LinearAttention) else anchor.inputs()[:1]

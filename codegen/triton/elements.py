@@ -9,7 +9,7 @@ asks for a finer iteration space: a range cut into two axes, or into pieces, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -182,6 +182,7 @@ class Tiles:
         pointers: argument or result -> name of its pointer.
         slots: tile axes of this body, outermost first. Blocks have one dimension for each.
         sizes: called with the name of each symbol that the text needs.
+        once: the pointers whose elements leave the caches first.
     """
 
     def __init__(
@@ -190,11 +191,14 @@ class Tiles:
         pointers: Mapping[Value, str],
         slots: Sequence[int],
         sizes: Callable[[str], None] = lambda _: None,
+        *,
+        once: Collection[str] = (),
     ) -> None:
         self.names = names
         self.pointers = pointers
         self.slots = tuple(slots)
         self.sizes = sizes
+        self.once = once
         self.scopes = [Scope()]
 
     # -- constants, sizes
@@ -446,7 +450,8 @@ class Tiles:
         axes = frozenset[Axis]().union(*(i.axes for i in at)) if at else frozenset[Axis]()
         mask = self.mask(axes)
         zero = "0.0" if type.dtype.is_float else "0"
-        text = f"tl.load({self.address(pointer, at, shape)}{f', mask={mask}, other={zero}' if mask else ''})"
+        policy = ', eviction_policy="evict_first"' if pointer in self.once else ""
+        text = f"tl.load({self.address(pointer, at, shape)}{f', mask={mask}, other={zero}' if mask else ''}{policy})"
         if type.dtype is DType.BOOL:
             return self.bind(Tile(f"{text} != 0", axes, atom=False), hint)
         if type.dtype.is_float and type.dtype is not DType.F32:

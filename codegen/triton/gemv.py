@@ -6,6 +6,9 @@ makes the other operand. The product becomes a multiplication and a sum (`as_sum
 work in front of the product (a norm, a gate) and pointwise work behind it are part of the region, an expert's weight is a gather, and so is
 the sum over a row's experts.
 
+A row's experts one by one and a dense product of the same row (the shared expert's) are two parts of a kernel, each with programs of its
+own. The dense one's are the first: they need not know which experts are taken, and read their weights while that is found out.
+
 Right for any number of rows, and meant for one of a dense product, where with each further row all of the weight is read once more, and for
 rows that name experts of their own. Programs of one column follow each other, so that an expert that several rows name is read from memory
 once.
@@ -13,15 +16,14 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
-from ringc.codegen.triton.elements import Axis, Cut, Index, NeedsAxis, Tiles, power_of_two
+from ringc.codegen.triton.elements import Axis, Cut, Index, NeedsAxis, Scope, Tiles, power_of_two
 from ringc.codegen.triton.jobs import Job, jobs_text
-from ringc.codegen.triton.overlap import READ_EARLY, READ_LATE
+from ringc.codegen.triton.overlap import READ_ASKED, READ_EARLY, READ_LATE
 from ringc.codegen.triton.regions import Reader, loads_first, parted_loads, viewed
 from ringc.codegen.triton.signature import RESERVED, Tensors, decorator, head
 from ringc.codegen.writer import Writer
@@ -36,7 +38,6 @@ from ringc.ir.ops.products import GatherMatMul, MatMul
 from ringc.ir.ops.reduce import Sum
 from ringc.ir.ops.shape import Reshape, Transpose, storage_of
 from ringc.ir.symbols import dim_text, symbols_of
-from ringc.ir.types import TensorType
 from ringc.passes.front import before_product, in_front
 
 PROGRAM = 16 << 10
@@ -64,6 +65,9 @@ down products 15.6 and 8.8 (18.8 and 11.0). Where a program reads 8 to 32 KiB in
 
 MOST_AXES = 6
 
+ONE_ROW = (1, 1)
+"""The rows that a version serves (the note of a kernel's function), if that is one."""
+
 
 @dataclass(frozen=True)
 class Programs:
@@ -85,12 +89,40 @@ class Choices:
         """How many a program takes."""
         return self.count if self.summed else 1
 
-    @staticmethod
-    def of(body: Block, weight: Value) -> Choices | None:
-        """Those of a product; None of one with a weight for all rows."""
-        if not isinstance(weight.op, Gather):
-            return None
-        return Choices(int(weight.shape[1]), body.outputs[0].tensor.rank == 2)
+
+@dataclass(frozen=True)
+class Part:
+    """Results that the same programs make: the numbers of the kernel's results, and the products that they are made of.
+
+    Attributes:
+        weights: [c, k], of experts [n, j, c, k].
+        choices: of a row, where some of the weights are experts'.
+        columns, warps: of each of the programs.
+    """
+
+    body: Block
+    results: tuple[int, ...]
+    weights: tuple[Value, ...]
+    choices: Choices | None
+    columns: int
+    warps: int
+
+    @property
+    def width(self) -> int:
+        """Columns of the results."""
+        return int(self.weights[0].shape[-2])
+
+    @property
+    def programs(self) -> int:
+        """For each row."""
+        return -(-self.width // self.columns) * (self.choices.count // self.choices.together if self.choices else 1)
+
+    @property
+    def read(self) -> set[int]:
+        """The numbers of the arguments."""
+        outputs = [self.body.outputs[i] for i in self.results]
+        values = {*outputs, *(v for op in in_front(self.body, *outputs) for v in op.inputs())}
+        return {i for i, value in enumerate(self.body.args) if value in values}
 
 
 def emit(kernel: Kernel) -> str:
@@ -101,39 +133,64 @@ def emit(kernel: Kernel) -> str:
     """
     region = expanded(kernel.function.body)
     _check(kernel, region)
-    body, weights = as_sums(region)
-    tensors = Tensors(kernel, ("row", "choice", "column", "column_in", "program"))
-    size = weights[0].type.dtype.bytes
-    columns, inner = (int(d) for d in weights[0].shape[-2:])
     front = any(isinstance(op, MatMul | GatherMatMul) and _is_made(op.inputs()[0]) for op in region.ops)
-    choices = Choices.of(body, weights[0])
-    each = inner * size * len(weights) * (choices.together if choices else 1)
-    shape = _shape(kernel, columns, each, choices, front=front)
-    early = frozenset(kernel.function.notes.get("early", ()))
-    write = partial(_body, body, weights, tensors, shape, choices, early)
-    # A row's experts one by one: along a tile axis, each thread would hold what says which they are for each of its elements.
-    apart = () if choices is None else tuple(range(1, choices.together))
-    tiles, symbols = _written(write, inner, {len(apart) + 1: Cut(len(apart) + 1, points=apart)} if apart else {})
-    rows = body.outputs[0].shape[0]
-    sizes = sorted(symbols | symbols_of([rows]))
+    parts = _parts(kernel, *as_sums(region), front=front)
+    tensors = Tensors(kernel, ("row", "choice", "column", "column_in", "program", "number"))
+    number = "number" if len(parts) > 1 else "tl.program_id(0)"
+    written = [_written(kernel, part, tensors, number, _once(kernel, parts, tensors)) for part in parts]
+    rows = parts[0].body.outputs[0].shape[0]
+    sizes = sorted(symbols_of([rows]).union(*(symbols for _, symbols in written)))
+    count = dim_text(rows) if dim_text(rows).isidentifier() else f"({dim_text(rows)})"
+    taken = ", ".join([*tensors.all, *sizes])
 
     w = Writer()
     head(w)
+    apart = zip(parts, written, strict=True) if len(parts) > 1 else ()
+    calls = [_helper(w, kernel, *made, tensors) for made in apart]
     w("\n")
     w(decorator(sizes))
-    with w.block(f"def {kernel.name}({', '.join([*tensors.all, *sizes])}):"):
-        tiles.scopes[0].write(w)
+    with w.block(f"def {kernel.name}({taken}):"):
+        if not calls:
+            written[0][0].scopes[0].write(w)
+        else:
+            first = f"{count} * {parts[0].programs}"
+            w("# The first programs are the dense product's, which needs not know the experts.")
+            w("number = tl.program_id(0)")
+            with w.block(f"if number < {first}:"):
+                w(calls[0].format("number"))
+            with w.block("else:"):
+                w(calls[1].format(f"number - {first}"))
     w("\n")
-    w(jobs_text([Job(kernel.name, tensors.signature(tensors.all, sizes), {}, shape.warps, 1)]))
+    warps = max(part.warps for part in parts)
+    w(jobs_text([Job(kernel.name, tensors.signature(tensors.all, sizes), {}, warps, 1)]))
     w("\n")
     with w.block(f"def launch({', '.join(tensors.all)}):"):
         for line in tensors.size_lines(sizes):
             w(line)
-        count = dim_text(rows) if dim_text(rows).isidentifier() else f"({dim_text(rows)})"
-        programs = -(-columns // shape.columns) * (choices.count // choices.together if choices else 1)
-        w(f"grid = ({count} * {programs},)")
-        w(f"{kernel.name}[grid]({', '.join([*tensors.all, *sizes])}, **pinned(JOBS[0]))")
+        w(f"grid = ({count} * {sum(part.programs for part in parts)},)")
+        w(f"{kernel.name}[grid]({taken}, **pinned(JOBS[0]))")
     return w.text()
+
+
+def _helper(w: Writer, kernel: Kernel, part: Part, made: tuple[Tiles, set[str]], tensors: Tensors) -> str:
+    """Write a part as a function of the number of one of its programs; how it is called, but for that number."""
+    tiles, symbols = made
+    read = [tensors.arguments[i] for i in sorted(part.read)]
+    given = ", ".join([*read, *(tensors.outputs[i] for i in part.results), *sorted(symbols)])
+    name = f"{kernel.name}_{'experts' if part.choices else 'dense'}"
+    w("\n")
+    w("@triton.jit")
+    with w.block(f"def {name}(number, {given}):"):
+        tiles.scopes[0].write(w)
+    return f"{name}({{}}, {given})"
+
+
+def _once(kernel: Kernel, parts: Sequence[Part], tensors: Tensors) -> set[str]:
+    """The weights of one row's experts and of what accompanies them: another token's need not make room for them."""
+    if kernel.function.notes.get("rows") != ONE_ROW or not any(part.choices for part in parts):
+        return set()
+    read = {(part, _source(weight)) for part in parts for weight in part.weights}
+    return {tensors.pointers(part.body.args)[source] for part, source in read if source is not None}
 
 
 def _check(kernel: Kernel, region: Block) -> None:
@@ -144,16 +201,42 @@ def _check(kernel: Kernel, region: Block) -> None:
     if refused:
         raise CodegenError(f"@{kernel.name}: {refused}", help="leave what stands in front to a row kernel")
     front = in_front(region, anchors[0].inputs()[0])
+    experts = any(isinstance(op, GatherMatMul) for op in anchors)
     for op in region.ops:
-        sums = (
-            isinstance(op, Sum) and op.axes == (1,) and op.x.tensor.rank == 3 and isinstance(anchors[0], GatherMatMul)
-        )
+        sums = isinstance(op, Sum) and op.axes == (1,) and op.x.tensor.rank == 3 and experts
         if op not in front and op not in anchors and not sums and not (isinstance(op, Elementwise) and op.pointwise):
             raise CodegenError(f"@{kernel.name}: '{op.name}' behind the product isn't pointwise")
 
 
-def _shape(kernel: Kernel, columns: int, each: int, choices: Choices | None, *, front: bool) -> Programs:
-    """From the number of the weights' rows, the bytes of each, whether they are experts', and whether there is row work in front."""
+def _parts(kernel: Kernel, body: Block, weights: Sequence[Value], *, front: bool) -> list[Part]:
+    """The parts of a region whose products are sums, dense ones first; `front`: there is row work in front."""
+    one_by_one = {i: body.outputs[i].tensor.rank == 3 for i in range(len(body.outputs))}
+    parts: list[Part] = []
+    for alone in sorted(set(one_by_one.values())):
+        results = tuple(i for i, found in one_by_one.items() if found is alone)
+        reached = {v for op in in_front(body, *(body.outputs[i] for i in results)) for v in op.inputs()}
+        mine = tuple(weight for weight in weights if weight in reached)
+        named = [weight for weight in mine if isinstance(weight.op, Gather)]
+        choices = Choices(int(named[0].shape[1]), summed=not alone) if named else None
+        parts.append(_part(kernel, Part(body, results, mine, choices, 0, 0), front=front))
+    if len(parts) == 1:
+        return parts
+    # Beside experts a dense part's programs read as much as theirs, in as many warps.
+    dense, experts = parts
+    columns = power_of_two(max(1, min(dense.width, EXPERT // _bytes(dense))) + 1) // 2
+    return [replace(dense, columns=columns, warps=experts.warps), experts]
+
+
+def _bytes(part: Part) -> int:
+    """Of weights, for each column: of experts' alone where there are any, as what is added to their sum is little beside them."""
+    counted = [w for w in part.weights if part.choices is None or isinstance(w.op, Gather)]
+    each = part.choices.together if part.choices else 1
+    return sum(each * int(w.shape[-1]) * w.type.dtype.bytes for w in counted)
+
+
+def _part(kernel: Kernel, part: Part, *, front: bool) -> Part:
+    """With its columns and warps."""
+    columns, each, choices = part.width, _bytes(part), part.choices
     if choices is None:
         most = min(4, PROGRAM // each, columns // PROGRAMS)
     else:
@@ -161,17 +244,20 @@ def _shape(kernel: Kernel, columns: int, each: int, choices: Choices | None, *, 
     block = power_of_two(max(1, most) + 1) // 2
     warps = max(1, min(8, power_of_two(-(-block * each // (WARP if choices is None and not front else 2 * WARP)))))
     given = kernel.implementation
-    return Programs(int(given.get("columns", block)), int(given.get("warps", warps)))
+    return replace(part, columns=int(given.get("columns", block)), warps=int(given.get("warps", warps)))
 
 
 def _written(
-    write: Callable[[dict[int, Cut], int], tuple[Tiles, set[str]]], inner: int, cuts: dict[int, Cut]
+    kernel: Kernel, part: Part, tensors: Tensors, number: str, once: Collection[str]
 ) -> tuple[Tiles, set[str]]:
-    """The body, for these cuts, those that it asks for, and as many tile axes as it turns out to need; and the sizes that it asks for."""
+    """A part's body, for the cuts that it asks for, and as many tile axes as it turns out to need; and the sizes that it asks for."""
+    # A row's experts one by one: along a tile axis, each thread would hold what says which they are for each of its elements.
+    apart = () if part.choices is None else tuple(range(1, part.choices.together))
+    cuts = {len(apart) + 1: Cut(len(apart) + 1, points=apart)} if apart else {}
     axes = 2
     while True:
         try:
-            tiles, symbols = write(cuts, axes)
+            tiles, symbols = _body(kernel, part, tensors, number, once, cuts, axes)
         except NeedsAxis:
             axes += 1
             if axes > MOST_AXES:
@@ -182,83 +268,95 @@ def _written(
                 raise CodegenError(f"an axis of {cut.extent} elements is cut in two ways") from cut
             cuts[cut.extent] = cut
             continue
-        half = power_of_two(inner) // 2
-        rest = inner - half
-        if inner >= 64 and rest < half and rest & (rest - 1) == 0 and inner not in cuts:
-            # 5120 elements are a block of 4096 and one of 1024 rather than one of 8192.
-            cuts[inner] = Cut(inner, points=(half,))
-            continue
-        return tiles, symbols
+        finer = {inner: half for inner, half in map(_halved, part.weights) if half and inner not in cuts}
+        if not finer:
+            return tiles, symbols
+        # 5120 elements are a block of 4096 and one of 1024 rather than one of 8192.
+        cuts |= {inner: Cut(inner, points=(half,)) for inner, half in finer.items()}
+
+
+def _halved(weight: Value) -> tuple[int, int]:
+    """How long a row of a weight is, and the first of two powers of two that make it, if it is two long ones."""
+    inner = int(weight.shape[-1])
+    half = power_of_two(inner) // 2
+    rest = inner - half
+    return inner, half if inner >= 64 and rest < half and rest & (rest - 1) == 0 else 0
 
 
 def _body(
-    body: Block,
-    weights: Sequence[Value],
+    kernel: Kernel,
+    part: Part,
     tensors: Tensors,
-    shape: Programs,
-    choices: Choices | None,
-    early: frozenset[int],
+    number: str,
+    once: Collection[str],
     cuts: dict[int, Cut],
     axes: int,
 ) -> tuple[Tiles, set[str]]:
     """One way to write it; raises `Cut` or `NeedsAxis` where it takes others."""
-    columns = int(weights[0].shape[-2])
+    body, choices = part.body, part.choices
     symbols: set[str] = set()
-    t = Tiles(Names((*RESERVED, *tensors.all, *tensors.taken)), tensors.pointers(body.args), range(axes), symbols.add)
+    names = Names((*RESERVED, *tensors.all, *tensors.taken))
+    t = Tiles(names, tensors.pointers(body.args), range(axes), symbols.add, once=once)
     reader = Reader(t, cuts)
-    made, first = _place(t, body, shape, choices, columns)
-    t.line(f"column = {first} + {t.place(0, f'tl.arange(0, {shape.columns})')}")
+    made, first = _place(t, part, number)
+    t.line(f"column = {first} + {t.place(0, f'tl.arange(0, {part.columns})')}")
     inside = ""
-    if columns % shape.columns:
+    if part.width % part.columns:
         inside = "column_in"
-        t.line(f"{inside} = column < {columns}")
+        t.line(f"{inside} = column < {part.width}")
     # Columns lie along the outermost tile axis, so that reductions take the others.
-    column = Index(((Axis("column", 0, columns - 1, slot=0, block=shape.columns, inside=inside), 1),))
+    column = Index(((Axis("column", 0, part.width - 1, slot=0, block=part.columns, inside=inside), 1),))
+    early = frozenset(kernel.function.notes.get("early", ()))
     # Which expert's a weight is, a kernel before says: the one in front, or an earlier one (`ringc.passes.early`).
-    known = choices is None or all(_names(body, weight) & early for weight in weights)
+    known = all(_names(body, weight) <= early for weight in part.weights)
     if not known:
         t.line(READ_LATE)
-    for weight in weights:
+    for weight in part.weights:
         _ask(reader, weight, made, column, choices)
     lines = t.scopes[0].lines
     asked = len(lines)
-    for value, pointer in zip(body.outputs, tensors.outputs, strict=True):
-        assert isinstance(value.type, TensorType)
+    stores: list[str | Scope] = []
+    for i in part.results:
+        value, pointer = body.outputs[i], tensors.outputs[i]
         at = (*made, column)
         t.store(pointer, value.type.dtype, at, value.shape, t.tile(reader.read(value, at)))
+        stores.append(lines.pop())
     rest = lines[asked:]
-    if known:
+    if not known:
+        # Of one row, whose norm the kernel makes, the weights wait for their turn: so it is 1 % faster.
+        pinned = [] if kernel.function.notes.get("rows") == ONE_ROW else [READ_ASKED]
+        rest = [*pinned, *loads_first(rest), *stores]
+    elif part.read <= early:
+        rest = [*loads_first(rest), READ_EARLY, *stores]
+    else:
         # Beside its weights those of norms, say, which come from memory, too.
         there = "|".join(name for i, name in enumerate(tensors.arguments) if i in early)
         given, rest = parted_loads(rest, there) if there else ([], rest)
-        rest = [*given, READ_EARLY, *loads_first(rest)]
-    else:
-        rest = loads_first(rest)
+        rest = [*given, READ_EARLY, *loads_first(rest), *stores]
     lines[asked:] = rest
     return t, symbols
 
 
-def _place(
-    t: Tiles, body: Block, shape: Programs, choices: Choices | None, columns: int
-) -> tuple[tuple[Index, ...], str]:
-    """Write which part of the result a program makes: its leading indices, and its first column as text."""
-    count = -(-columns // shape.columns)
-    times = f" * {shape.columns}" if shape.columns > 1 else ""
+def _place(t: Tiles, part: Part, number: str) -> tuple[tuple[Index, ...], str]:
+    """Write which part of the result a program makes, by its number: its leading indices, and its first column as text."""
+    choices = part.choices
+    count = -(-part.width // part.columns)
+    times = f" * {part.columns}" if part.columns > 1 else ""
     row = Index(((Axis("row", 0, None, wide=True), 1),))
     if choices is None:
-        t.line(f"# A program for one row and {shape.columns} of {columns} columns.")
-        t.line("program = tl.program_id(0)")
+        t.line(f"# A program for one row and {part.columns} of {part.width} columns.")
+        t.line(f"program = {number}")
         t.line(f"row = (program // {count}).to(tl.int64)")
         return (row,), f"program % {count}{times}"
-    rows = t.tile(t.size(body.outputs[0].shape[0])).text
+    rows = t.tile(t.size(part.body.outputs[0].shape[0])).text
     if choices.summed:
-        t.line(f"# A program for one row, all of its experts, and {shape.columns} of {columns} columns.")
-        t.line("program = tl.program_id(0)")
+        t.line(f"# A program for one row, all of its experts, and {part.columns} of {part.width} columns.")
+        t.line(f"program = {number}")
         t.line(f"row = (program % {rows}).to(tl.int64)")
         return (row,), f"program // {rows}{times}"
-    t.line(f"# A program for one row, one of its experts, and {shape.columns} of {columns} columns.")
-    t.line(f"program = tl.program_id(0) // {choices.count}")
-    t.line(f"choice = tl.program_id(0) % {choices.count}")
+    t.line(f"# A program for one row, one of its experts, and {part.columns} of {part.width} columns.")
+    t.line(f"program = {number} // {choices.count}")
+    t.line(f"choice = {number} % {choices.count}")
     t.line(f"row = (program % {rows}).to(tl.int64)")
     choice = Index(((Axis("choice", 0, choices.count - 1), 1),))
     return (row, choice), f"program // {rows}{times}"
@@ -266,11 +364,12 @@ def _place(
 
 def _ask(reader: Reader, weight: Value, made: tuple[Index, ...], column: Index, choices: Choices | None) -> None:
     """Read all of a weight that the program needs, in front of what it waits for: loads on their way at once are what counts."""
-    places: list[tuple[Index, ...]] = [(column,) if choices is None else (*made, column)]
-    if choices is not None and choices.summed:
-        places = [(*made, piece.index, column) for piece in reader.pieces(choices.count, {0})]
-    if choices is not None:
-        assert isinstance(weight.op, Gather)
+    places: list[tuple[Index, ...]] = [(column,)]
+    if isinstance(weight.op, Gather):
+        assert choices is not None
+        places = [(*made, column)]
+        if choices.summed:
+            places = [(*made, piece.index, column) for piece in reader.pieces(choices.count, {0})]
         for place in places:  # all of them at once, as each load of a weight waits for one
             reader.read(weight.op.ids, place[:-1])
     for place in places:
@@ -280,10 +379,15 @@ def _ask(reader: Reader, weight: Value, made: tuple[Index, ...], column: Index, 
                 reader.read(weight, (*place, piece.index))
 
 
+def _source(weight: Value) -> Value | None:
+    """The argument that a weight's elements are read from."""
+    return viewed(weight.op.x if isinstance(weight.op, Gather) else weight)
+
+
 def _names(body: Block, weight: Value) -> set[int]:
-    """The number of the argument that says which experts are taken."""
-    assert isinstance(weight.op, Gather)
-    return {body.args.index(source) for source in [viewed(weight.op.ids)] if source is not None}
+    """The number of the argument that says which experts are taken; none of a weight for all rows."""
+    source = viewed(weight.op.ids) if isinstance(weight.op, Gather) else None
+    return set() if source is None else {body.args.index(source)}
 
 
 def as_sums(body: Block) -> tuple[Block, list[Value]]:
@@ -292,6 +396,7 @@ def as_sums(body: Block) -> tuple[Block, list[Value]]:
     mapping: dict[Value, Value] = dict(zip(body.args, copy.args, strict=True))
     b = Builder(copy)
     weights: list[Value] = []
+    summed = any(isinstance(op, GatherMatMul) and _is_summed(op) for op in body.ops)
     for op in body.ops:
         clone = op.clone(mapping)
         if isinstance(clone, MatMul | GatherMatMul):
@@ -304,7 +409,7 @@ def as_sums(body: Block) -> tuple[Block, list[Value]]:
             lead += [1] * (weights[-1].tensor.rank - 1 - len(lead)) if isinstance(clone, GatherMatMul) else [1]
             products = b(Mul(weights[-1], b(Reshape(x, (*lead, inner)))))
             total = b(Sum(products, (products.tensor.rank - 1,)))
-            out = clone.out or (x.tensor.dtype if _is_summed(op) else None)  # rounded, as above
+            out = clone.out or (x.tensor.dtype if summed else None)  # rounded, as above
             made: Sequence[Value] = (total if out is None else b(Cast(total, out)),)
         else:
             made = b.insert(clone).results

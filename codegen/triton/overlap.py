@@ -8,11 +8,10 @@ memory can be written again by a kernel further on. (PTX ISA, `griddepcontrol`; 
 When it says so depends on what its template marks. A kernel that reads its weights or its state first says it at its beginning: the next
 one's programs are small, and its reads keep memory busy while this one ends. One that could read nothing early says it right behind its
 wait, so that the next may read what was there when all programs of this one had waited (`ringc.passes.early`). So does the choice of
-experts: placed earlier, the programs of the experts' product, which wait for it, keep those of the shared expert from the processors (a
-step of one sequence: 1157 us, 1152 so). Others say it in front of their last stores: programs with much shared memory that are placed early
-crowd on a few processors (a step of one sequence: 1.62 ms without overlap, 1.96 with all placed at the beginning, 1.42 so). Where those
-stores are in a branch or a loop, it is in front of that, as in linear attention and the experts' products of a prompt, where it makes no
-difference (8192 tokens: 41.3 ms so, 41.8 in front of the stores, 41.2 without).
+experts, behind which one row's expert product reads that row and the shared expert's weights. Others say it in front of their last stores:
+programs with much shared memory that are placed early crowd on a few processors (a step of one sequence: 1.62 ms without overlap, 1.96 with
+all placed at the beginning, 1.42 so). Where those stores are in a branch or a loop, it is in front of that, as in linear attention and the
+experts' products of a prompt, where it makes no difference (8192 tokens: 41.3 ms so, 41.8 in front of the stores, 41.2 without).
 """
 
 from __future__ import annotations
@@ -33,12 +32,20 @@ READ_FEW = "# Up to here nothing is read that the kernel in front makes; behind 
 READ_LATE = "# From here on all is there, and the next kernel may be placed."
 """The same of a kernel that reads nothing before."""
 
+READ_ASKED = "# What was asked for stays in front of what follows."
+"""A line behind loads that a compiler must not move down: it waits once more, which takes no time."""
+
+MARKS = frozenset((READ_EARLY, READ_FEW, READ_LATE))
+"""The lines at which a function waits."""
+
 NEXT = "tl.extra.cuda.gdc_launch_dependents()"
 WAIT = "tl.extra.cuda.gdc_wait()"
 
 
 def overlapping(text: str, name: str) -> str:
     """A kernel file in which each launched function waits for the launch before, and lets the next one begin.
+
+    Where a launched function only decides which of several others its program runs, those wait: each has a mark.
 
     Args:
         text: of the file, with `JOBS`.
@@ -49,18 +56,21 @@ def overlapping(text: str, name: str) -> str:
     """
     launched = {str(job["kernel"]) for job in read_jobs(text, name)}
     lines = text.splitlines()
-    functions = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name in launched]
+    functions = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]
+    marked = {f.name for f in functions if any(lines[i].strip() in MARKS for i in range(f.lineno, f.end_lineno or 0))}
     for function in sorted(functions, key=lambda f: -f.lineno):
         indent = " " * function.body[0].col_offset
         first = _first_line(function, lines)
         marks = {line.strip(): i for i, line in enumerate(lines[first : function.end_lineno], start=first)}
+        if READ_ASKED in marks:
+            lines.insert(marks[READ_ASKED] + 1, indent + WAIT)
         if READ_EARLY in marks:
             lines.insert(marks[READ_EARLY] + 1, indent + WAIT)
             lines.insert(first, indent + NEXT)
         elif late := {READ_FEW, READ_LATE} & marks.keys():
             (mark,) = late
             lines[marks[mark] + 1 : marks[mark] + 1] = [indent + WAIT, indent + NEXT]
-        else:
+        elif function.name in launched and marked.isdisjoint(_called(function)):
             lines.insert(_stores(function), indent + NEXT)
             lines.insert(first, indent + WAIT)
     text = "\n".join(lines) + "\n"
@@ -75,6 +85,11 @@ def _first_line(function: ast.FunctionDef, lines: list[str]) -> int:
     while lines[begin - 1].lstrip().startswith("#"):
         begin -= 1
     return begin
+
+
+def _called(function: ast.FunctionDef) -> set[str]:
+    """The names of the functions of the file that a function calls."""
+    return {n.func.id for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
 
 
 def _stores(function: ast.FunctionDef) -> int:

@@ -14,7 +14,7 @@ from ringc.codegen.kernel import Kernel
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
-from ringc.codegen.triton.overlap import WAIT
+from ringc.codegen.triton.overlap import READ_ASKED, WAIT
 from ringc.errors import CodegenError
 from ringc.passes.front import before_product
 from ringc.passes.target import target
@@ -207,6 +207,41 @@ func @down(%h: {t}[N, {j}, {k}], %w: {t}[{e}, {m}, {k}], %ids: i32[N, {j}], %wei
 }}"""
 
 
+SHARED_UP = """
+func @shared_up(%x: {t}[N / B, {k}], %n: {t}[{k}], %gate: {t}[{e}, {m}, {k}], %ids: i32[N, {j}], %up: {t}[{e}, {m}, {k}], %a: {t}[{s}, {k}],
+    %b: {t}[{s}, {k}]) {{
+  %0 = rms_norm(%x, %n) : {t}[N / B, {k}]
+  %1 = matmul(%0, %a) {{transpose_b = true}} : {t}[N / B, {s}]
+  %2 = matmul(%0, %b) {{transpose_b = true}} : {t}[N / B, {s}]
+  %3 = silu(%1) : {t}[N / B, {s}]
+  %4 = mul(%3, %2) : {t}[N / B, {s}]
+  %5 = gather_matmul(%0, %gate, %ids) : {t}[N, {j}, {m}]
+  %6 = gather_matmul(%0, %up, %ids) : {t}[N, {j}, {m}]
+  %7 = silu(%5) : {t}[N, {j}, {m}]
+  %8 = mul(%7, %6) : {t}[N, {j}, {m}]
+  return %8, %4
+}}"""
+
+SHARED_DOWN = """
+func @shared_down(%h: {t}[N, {j}, {k}], %w: {t}[{e}, {m}, {k}], %ids: i32[N, {j}], %weights: f32[N / B, {j}, 1], %s: {t}[N / B, {s}],
+    %d: {t}[{m}, {s}], %r: {t}[N / B, {m}]) {{
+  %0 = gather_matmul(%h, %w, %ids) : {t}[N, {j}, {m}]
+  %1 = cast(%0) {{dtype = f32}} : f32[N, {j}, {m}]
+  %2 = mul(%1, %weights) : f32[N / B, {j}, {m}]
+  %3 = sum(%2) {{axes = [1]}} : f32[N / B, {m}]
+  %4 = cast(%3) {{dtype = {t}}} : {t}[N / B, {m}]
+  %5 = matmul(%s, %d) {{transpose_b = true}} : {t}[N / B, {m}]
+  %6 = add(%4, %5) : {t}[N / B, {m}]
+  %7 = add(%r, %6) : {t}[N / B, {m}]
+  return %7
+}}"""
+
+
+def shared(text: str, experts: int, j: int, k: int, m: int, s: int, dtype: str = "f32") -> str:
+    """Products of a row's experts, and the shared expert's, whose rows between its products have `s` elements, beside them."""
+    return text.format(t=dtype, e=experts, j=j, k=k, m=m, s=s)
+
+
 def up(experts: int, j: int, k: int, m: int, dtype: str = "f32", *, norm: bool = False) -> str:
     """The gated products of each row's experts, and with it the row's norm."""
     made = f"  %0 = rms_norm(%x, %n) : {dtype}[N / B, {k}]\n" if norm else ""
@@ -249,6 +284,59 @@ def test_experts(interpreter: InterpreterWorker, tmp_path: Path, name: str, rows
     check(interpreter, tmp_path, made, random_inputs(made.function, {"N": rows, "B": rows}))
 
 
+SHARED = {
+    "up": shared(SHARED_UP, 8, 3, 48, 40, 40),
+    "up_of_other_columns": shared(SHARED_UP, 8, 4, 72, 24, 50),
+    "up_of_one_choice": shared(SHARED_UP, 5, 1, 64, 24, 24),
+    "up_of_one_product": shared(SHARED_UP, 8, 3, 48, 40, 20)
+    .replace("  %2 = matmul(%0, %b) {transpose_b = true} : f32[N / B, 20]\n", "")
+    .replace("mul(%3, %2)", "mul(%3, %3)")
+    .replace(",\n    %b: f32[20, 48]", ""),
+    "down": shared(SHARED_DOWN, 8, 4, 40, 24, 40),
+    "down_of_other_columns": shared(SHARED_DOWN, 6, 3, 40, 50, 80),
+    "down_uneven": shared(SHARED_DOWN, 6, 3, 96, 50, 72),
+    "down_of_one_choice": shared(SHARED_DOWN, 5, 1, 64, 24, 32),
+}  # fmt: skip
+
+
+PARTS = ("dense", "experts")
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@pytest.mark.parametrize("name", SHARED)
+def test_experts_and_the_shared_one(
+    interpreter: InterpreterWorker, tmp_path: Path, name: str, rows: int, early: bool
+) -> None:
+    """The shared expert's first products in programs of their own, its last one as a term of the sum."""
+    made = kernel(SHARED[name], TEMPLATE)
+    if early:
+        named = next(i for i, v in enumerate(made.function.body.args) if v.name == "ids")
+        made.function.notes["early"] = tuple(i for i in range(len(made.function.body.args)) if i != named)
+    text = emit(Kernel(made.function, made.implementation), target("sm_90")).text
+    check(interpreter, tmp_path, made, random_inputs(made.function, {"N": rows, "B": rows}))
+    if name.startswith("up"):
+        dense, experts = (text.partition(f"def shared_up_{part}(")[2].partition("@triton")[0] for part in PARTS)
+        front, _, behind = dense.partition(WAIT)
+        # The shared expert's programs wait for nothing but to write, where all that they read is there.
+        assert ("tl.load(x " in front, "tl.load(" in behind) == (early, not early) and "tl.store(" not in front
+        assert "tl.load(" not in experts.partition(WAIT)[0] and "ids" not in dense
+
+
+@pytest.mark.parametrize("text", [up(8, 4, 48, 40), SHARED["up"], SHARED["down"]])
+def test_one_row_s_experts_leave_the_caches_first(text: str) -> None:
+    """Of several rows some have the same; and those ask for all of their weights at once."""
+    made = kernel(text, TEMPLATE)
+    several = emit(made).text
+    made.function.notes["rows"] = (1, 1)
+    one = emit(made).text
+    weights = {"gate", "up", "up_2", "w", "a", "b", "d"}
+    loads = [line.partition("tl.load(")[2] for line in one.splitlines() if "tl.load(" in line]
+    assert {load.split()[0] for load in loads if "evict_first" in load} == weights & {load.split()[0] for load in loads}
+    assert "evict_first" not in several
+    assert (READ_ASKED in several, READ_ASKED in one) == (True, False)
+
+
 def test_what_the_kernel_in_front_makes_is_read_behind_the_wait() -> None:
     """All that is given early stands in front of it, norms' weights as well, and nothing else."""
     made = kernel(MINI["norm"], TEMPLATE)
@@ -275,6 +363,10 @@ def test_a_row_s_experts_are_rounded_before_they_are_added_up() -> None:
     text = emit(kernel(down(256, 8, 512, 2048, "bf16"), TEMPLATE)).text
     assert text.count("= tl.sum(") == 8
     assert text.count(".to(tl.bfloat16).to(tl.float32)") == 9
+    # So is the shared expert's result, which several rows' kernel writes to memory.
+    text = emit(kernel(shared(SHARED_DOWN, 256, 8, 512, 2048, 512, "bf16"), TEMPLATE)).text
+    assert text.count("= tl.sum(") == 9
+    assert text.count(".to(tl.bfloat16).to(tl.float32)") == 10
 
 
 COLUMN_SCALE = """
@@ -452,9 +544,11 @@ MINI["head"] = (
 
 MINI["experts_up"] = up(256, 8, 2048, 512, "bf16", norm=True)
 MINI["experts_down"] = down(256, 8, 512, 2048, "bf16")
+MINI["shared_up"] = shared(SHARED_UP, 256, 8, 2048, 512, 512, "bf16")
+MINI["shared_down"] = shared(SHARED_DOWN, 256, 8, 512, 2048, 512, "bf16")
 
 
-@pytest.mark.parametrize("name", ["norm", "gate", "experts_up", "experts_down"])
+@pytest.mark.parametrize("name", ["norm", "gate", "experts_up", "experts_down", "shared_up"])
 def test_golden(name: str) -> None:
     check_golden(f"triton_gemv_{name}", emit(kernel(MINI[name], TEMPLATE)).text)
 

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
 from ringc.codegen.triton.interpret import InterpreterWorker
-from ringc.codegen.triton.overlap import NEXT, READ_EARLY, READ_FEW, READ_LATE, WAIT, overlapping
+from ringc.codegen.triton.overlap import NEXT, READ_ASKED, READ_EARLY, READ_FEW, READ_LATE, WAIT, overlapping
 from ringc.passes.target import target
 from tests.codegen.test_triton_route import sorter
 
@@ -74,6 +74,36 @@ def test_what_reads_its_weights_first_waits_behind_them_and_lets_the_next_begin_
 def test_what_reads_little_or_nothing_early_waits_before_it_lets_the_next_begin(mark: str) -> None:
     made = overlapping(FILE.replace("    value =", f"    {mark}\n    value ="), "scale")
     assert body_of(made, "scale")[1:6] == ["# What it begins with.", "at = tl.arange(0, 16)", mark, WAIT, NEXT]
+
+
+def test_loads_that_were_asked_for_stay_in_front_of_a_second_wait() -> None:
+    text = FILE.replace("    at =", f"    {READ_LATE}\n    at =")
+    text = text.replace("    tl.store(y + at, ", f"    {READ_ASKED}\n    tl.store(y + at, ")
+    body = body_of(overlapping(text, "scale"), "scale")
+    assert [line for line in body if line in (READ_LATE, READ_ASKED, WAIT, NEXT)] == [
+        READ_LATE,
+        WAIT,
+        NEXT,
+        READ_ASKED,
+        WAIT,
+    ]
+
+
+def test_functions_that_a_program_chooses_from_wait_by_themselves() -> None:
+    """What launches them doesn't: one of them may read early."""
+    text = FILE.replace(
+        "def helper(x):\n    return x", f"def helper(x, y):\n    w = tl.load(y)\n    {READ_EARLY}\n    tl.store(x, w)"
+    )
+    last = "    if tl.program_id(0) == 0:\n        helper(x, y)\n    else:\n        other(x, y)\n"
+    text = text.replace("    tl.store(y + at, value)\n    tl.store(y + at + 16, value)\n", last)
+    text = text.replace(
+        "@triton.jit\ndef scale",
+        f"@triton.jit\ndef other(x, y):\n    {READ_LATE}\n    tl.store(x, y)\n\n\n@triton.jit\ndef scale",
+    )
+    made = overlapping(text, "scale")
+    assert body_of(made, "helper") == [NEXT, "w = tl.load(y)", READ_EARLY, WAIT, "tl.store(x, w)"]
+    assert body_of(made, "other")[:4] == [READ_LATE, WAIT, NEXT, "tl.store(x, y)"]
+    assert body_of(made, "scale") == body_of(text, "scale")
 
 
 def test_a_kernel_that_ends_otherwise_lets_the_next_begin_before_its_last_statement() -> None:

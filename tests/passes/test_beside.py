@@ -34,20 +34,21 @@ def test_the_shared_expert_runs_beside_routing(program: Program) -> None:
     marked = [op for op in layer.body.ops if isinstance(op, Launch) and op.beside]
     families = [program.lowered.functions[op.kernel].notes["family"] for op in marked]
     assert families == ["matmul", "matmul"]
-    (end,) = set(joins(program.lowered, layer.body).values())
+    (end,) = set(joins(layer.body).values())
     between = layer.body.ops[layer.body.ops.index(marked[-1]) + 1 : end]
     launched = [program.lowered.functions[op.kernel].notes["family"] for op in between if isinstance(op, Launch)]
     assert launched == ["route", "grouped", "grouped"]
 
 
-def test_one_row_s_join_hinders_no_product_from_being_placed_early(program: Program) -> None:
-    """The down product reads what ran beside, and asks early for its weights: the join stands in front of the up product."""
+def test_one_row_s_launches_are_a_line(program: Program) -> None:
+    """Its shared expert is a part of the experts' kernels: a join would keep those from being placed early."""
     layer = program.lowered.functions["decode.one.linear_moe"]
-    (end,) = set(joins(program.lowered, layer.body).values())
-    behind = [op for op in layer.body.ops[end:] if isinstance(op, Launch)]
-    assert [program.lowered.functions[op.kernel].notes["family"] for op in behind] == ["grouped", "grouped"]
-    shared = next(op for op in reversed(layer.body.ops) if isinstance(op, Launch) and op.beside)
-    assert behind[1] in shared.results[0].uses and "early" in program.lowered.functions[behind[1].kernel].notes
+    assert not joins(layer.body)
+    launched = [op for op in layer.body.ops if isinstance(op, Launch)]
+    families = [program.lowered.functions[op.kernel].notes["family"] for op in launched]
+    assert families == ["matmul", "linear_attention", "matmul", "matmul", "route", "grouped", "grouped"]
+    up, down = launched[-2:]
+    assert set(up.results) <= set(down.arguments)
 
 
 def launches(program: Program, name: str) -> list[Launch]:
@@ -71,47 +72,7 @@ def test_the_host_program_says_so(program: Program) -> None:
 
 def test_a_cpu_s_program_has_none() -> None:
     lowered = Program(tiny_spec(), default_pipeline()).lowered
-    assert not any(joins(lowered, f.body) for f in lowered.functions.values())
-
-
-EARLY = """module @m level kernel
-symbol N >= 1
-
-func @f(%x: f32[N, 8]) {
-  %r = launch([%x, %x]) {kernel = "late", out = [f32[N, 8]]}
-  %a = launch([%r, %r]) {kernel = "late", out = [f32[N, 8]], beside = true}
-  %m = launch([%r, %r]) {kernel = "early", out = [f32[N, 8]]}
-  %n = launch([%m, %m]) {kernel = "early", out = [f32[N, 8]]}
-  %y = launch([%n, %a]) {kernel = "early", out = [f32[N, 8]]}
-  %b = launch([%y, %y]) {kernel = "late", out = [f32[N, 8]], beside = true}
-  %z = launch([%y, %b]) {kernel = "early", out = [f32[N, 8]]}
-  return %z
-}
-
-func @late(%x: f32[N, 8], %y: f32[N, 8]) with {family = "row"} {
-  %1 = add(%x, %y)
-  return %1
-}
-
-func @early(%x: f32[N, 8], %y: f32[N, 8]) with {family = "grouped", early = [1]} {
-  %1 = mul(%x, %y)
-  return %1
-}
-"""
-
-
-def test_a_join_moves_in_front_of_one_launch_and_of_none_that_runs_beside() -> None:
-    """Further, the launches in between would wait for what was to run beside them."""
-    module = parse_module(EARLY)
-    first, second = joins(module, module.functions["f"].body).values()
-    assert (first, second) == (3, 6)
-    body = module.functions["f"].body
-    middle = next(op for op in body.ops if isinstance(op, Launch) and op.results[0].name == "n")
-    middle.beside = True  # another branch stands in front of the reader
-    assert next(iter(joins(module, body).values())) == 4
-    middle.beside = False
-    module.functions["early"].notes.pop("early")
-    assert list(joins(module, module.functions["f"].body).values()) == [4, 6]
+    assert not any(joins(f.body) for f in lowered.functions.values())
 
 
 SECONDS = 'with {family = "row", seconds = "%s"}'

@@ -6,6 +6,7 @@ import pytest
 
 from ringc.ir.ops.call import Launch
 from ringc.ir.text_parse import parse_module
+from ringc.ir.types import DType
 from ringc.passes.framework import PassManager
 from ringc.passes.pipeline import default_pipeline, parse_pipeline
 from ringc.passes.target import target
@@ -17,7 +18,9 @@ def test_the_down_product_reads_its_weights_and_whose_they_are_early(version: st
     module = Program(tiny_spec(), default_pipeline(), "sm_90").lowered
     launches = [op for op in module.functions[f"{version}.linear_moe"].body.ops if isinstance(op, Launch)]
     up, down = (op for op in launches if module.functions[op.kernel].notes["family"] == "grouped")
-    assert "early" not in module.functions[up.kernel].notes  # routing stands in front of it
+    (ids,) = (i for i, v in enumerate(up.arguments) if v.type.dtype is DType.I32)
+    # Routing stands in front of it, and says which experts are taken; the rows and the weights were there before.
+    assert set(module.functions[up.kernel].notes["early"]) == set(range(len(up.arguments))) - {ids}
     early = module.functions[down.kernel].notes["early"]
     beside = {op for op in launches if op.beside}
     assert set(early) == {i for i, v in enumerate(down.arguments) if v.op is not up and v.op not in beside}
@@ -75,6 +78,9 @@ B = f'  %b = launch([%a, %y]) {{kernel = "second", {OUT}}}'
     [
         ([A, B], "grouped", (1,)),
         ([A, B], "row", None),  # it may let the next one be placed before it waits
+        ([A, B], "route", (1,)),  # a choice never does
+        ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %a]")], "route", (1,)),  # the one between waits for it
+        ([A.replace("}", ", beside = true}"), B], "route", None),
         ([A.replace("}", ", beside = true}"), B], "grouped", None),  # nothing is known to be in front
         ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %a]")], "grouped", None),  # the one between reads early itself
         ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %y]")], "grouped", (1,)),

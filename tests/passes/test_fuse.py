@@ -214,7 +214,7 @@ EXPERTS = """func @f(%h: f32[N, 2, 8], %w: f32[4, 6, 8], %ids: i32[N, 2], %p: f3
 @pytest.mark.parametrize(
     ("rows", "product", "behind"),
     [
-        ((1, 1), ["gather_matmul", "mul", "sum", "neg", "add", "add"], ["rms_norm"]),
+        ((1, 1), ["gather_matmul", "mul", "sum", "neg", "matmul", "add", "add"], ["rms_norm"]),
         # Of several rows the shared expert has until the norm's kernel, which adds it.
         ((2, 16), ["gather_matmul", "mul", "sum", "neg"], ["add", "add", "rms_norm"]),
     ],
@@ -224,7 +224,8 @@ def test_a_product_adds_up_its_row_s_experts(rows: tuple[int, int], product: lis
     PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("sm_90"))
     regions = [op for op in module.functions["f"].body.ops if isinstance(op, Fused)]
     made = {region.family: [op.name for op in region.body.ops] for region in regions}
-    assert made == {"grouped": product, "matmul": ["matmul"], "row": behind}
+    dense = {} if "matmul" in product else {"matmul": ["matmul"]}
+    assert made == {"grouped": product, "row": behind} | dense
 
 
 def test_a_product_adds_up_its_row_s_experts_and_no_more() -> None:
@@ -319,3 +320,45 @@ def test_rows_are_not_gathered_in_front_of_weights_that_are_named() -> None:
     )
     PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("sm_90"))
     assert families([op for op in module.functions["f"].body.ops if isinstance(op, Fused)]) == ["row", "grouped"]
+
+
+TOKEN = """func @f(%x: f32[N, 8], %o: f32[N, 8], %gate: f32[4, 8], %w: f32[4, 6, 8], %v: f32[4, 8, 6], %p: f32[N, 2, 1], %a: f32[6, 8],
+    %b: f32[6, 8], %d: f32[8, 6]) with {rows = [1, 1]} {
+  %n = rms_norm(%x, _)
+  %logits = matmul(%n, %gate) {transpose_b = true}
+  %best, %weights = route(%logits, _) {top_k = 2}
+  %up = gather_matmul(%n, %w, %best)
+  %one = matmul(%n, %a) {transpose_b = true}
+  %two = matmul(%n, %b) {transpose_b = true}
+  %silu = silu(%one)
+  %each = mul(%silu, %two)
+  %wide = gather_matmul(%up, %v, %best)
+  %sum = sum(%wide) {axes = [1]}
+  %last = matmul(%each, %d) {transpose_b = true}
+  %both = add(%sum, %last)
+  %next = add(%x, %both)
+  return %next
+}"""
+UP = ["gather_matmul", "matmul", "matmul", "silu", "mul"]
+OTHER = "matmul(%o, %a) {transpose_b = true}\n  %two = matmul(%o"
+DOWN = ["gather_matmul", "sum", "matmul", "add", "add"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "on", "expected"),
+    [
+        ("_)", "_)", "sm_90", [UP, DOWN]),
+        ("_)", "_)", "cpu", []),
+        ("[1, 1]", "[2, 16]", "sm_90", []),
+        ("matmul(%n, %a) {transpose_b = true}\n  %two = matmul(%n", OTHER, "sm_90", [DOWN]),  # another row's
+        ("return %next", "return %next, %each", "sm_90", [DOWN]),
+        ("return %next", "return %next, %last", "sm_90", []),
+        ("%both = add(%sum, %last)", "%half = silu(%last)\n  %both = add(%sum, %half)", "sm_90", []),
+    ],
+)  # fmt: skip
+def test_one_row_s_shared_expert_joins_the_experts(old: str, new: str, on: str, expected: list[list[str]]) -> None:
+    module = parse_module(HEAD + TOKEN.replace(old, new))
+    PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target(on))
+    regions = [op for op in module.functions["f"].body.ops if isinstance(op, Fused) and op.family == "grouped"]
+    made = [[op.name for op in region.body.ops] for region in regions]
+    assert [names for names in made if "matmul" in names] == expected

@@ -155,6 +155,22 @@ def test_one_row_may_be_made_by_each_that_reads_it() -> None:
     assert left == ["route"]
 
 
+def test_one_row_is_made_once_for_the_experts_and_the_shared_one() -> None:
+    """Both are in one kernel, which reads the row."""
+    behind = "  %down = gather_matmul(%up, %v, %ids)\n  %sum = sum(%down) {axes = [1]}\n"
+    behind += "  %wide = matmul(%shared, %d) {transpose_b = true}\n"
+    text = LAYER.replace("%ids: i32[N, 2]", "%ids: i32[N, 2], %v: f32[8, 32, 16], %d: f32[32, 24]")
+    text = text.replace("  return %shared", behind + "  %next = add(%sum, %wide)\n  return %next")
+    _, found = offered(text, "sm_90")
+    ways = [[region for region in choice.ways[1].ops if isinstance(region, Fused)] for choice in found]
+    assert sorted(region.family for regions in ways for region in regions) == [
+        "grouped",
+        "matmul",
+    ]  # the other one is the router's
+    names = next([op.name for op in region.body.ops] for (region,) in ways if region.family == "grouped")
+    assert names.count("rms_norm") == 1 and {"matmul", "gather_matmul"} <= set(names)
+
+
 @pytest.mark.parametrize(("on", "choices"), [("sm_90", 2), ("cpu", 0)])
 def test_a_cpu_s_row_is_made_once_for_several_products(on: str, choices: int) -> None:
     text = LAYER.partition("  %logits")[0].replace("%experts: f32[8, 16, 32], %ids: i32[N, 2]", "%u: f32[24, 32]")
