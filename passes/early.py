@@ -4,9 +4,9 @@ Kernels of a GPU overlap: one is placed while the other ends, and waits in front
 no launch in front may still be writing it may read before.
 
 * An expert product: where the launch in front waits before it lets the next one be placed, all launches before it have ended by then, and
-  what they wrote may be read at once. So does the choice of experts, behind which the rows are there; and the first of a row of expert
-  products, behind which it is known which experts are taken. A product that reads that early lets the next be placed before it waits; so
-  what any launch of an unbroken row of them writes is waited for.
+  what they wrote may be read at once. The choice of experts waits so, and behind it rows are there, but not whose they are. So does the
+  product that has to know that from it, and behind that one it is there. A product that knows it early lets the next be placed before it
+  waits, and what both write is waited for.
 * Linear attention, and a product of one row: what comes from outside the program, a state and whose it is, weights. A state was written by
   the same launch of the run before, and between two runs stands row work (what looks the tokens up), which waits before it lets the next
   be placed.
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from ringc.ir.core import Block, Function, Module, Op, Value
 from ringc.ir.ops.call import Call, Launch
+from ringc.ir.ops.products import GatherMatMul
 from ringc.ir.ops.shape import storage_of
 from ringc.ir.ops.source import Weight
 from ringc.passes.framework import Pass
@@ -31,7 +32,7 @@ EXPERTS = "grouped"
 """The kernels that read early behind each other."""
 
 CHOICE = "route"
-"""Kernels that wait before they let the next be placed."""
+"""The kernels of which the last launch, the choice, waits before it lets the next be placed."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,16 @@ def _reads_early(kernel: Function) -> bool:
 
 def _not_ended(module: Module, front: Sequence[Launch], launch: Launch) -> list[Launch]:
     """The launches that may not have ended when the one behind this one begins; none where nothing is known of those before."""
+    kernel = module.functions[launch.kernel]
+    if kernel.notes["family"] == EXPERTS:
+        return [*(op for op in front if not _is_chosen_by(op, launch, kernel)), launch]
+    return [launch] if kernel.notes["family"] == CHOICE else []
 
-    def family(op: Launch) -> str:
-        return str(module.functions[op.kernel].notes["family"])
 
-    if family(launch) == EXPERTS:
-        return [*(op for op in front if family(op) == EXPERTS), launch]
-    return [launch] if family(launch) == CHOICE else []
+def _is_chosen_by(choice: Launch, launch: Launch, kernel: Function) -> bool:
+    """Whether an expert product has to know from a launch which experts it takes."""
+    ids = [storage_of(op.ids) for op in kernel.body.ops if isinstance(op, GatherMatMul)]
+    return any(storage_of(launch.arguments[value.index]).op is choice for value in ids if value.op is None)
 
 
 def _written_before(front: Sequence[Launch], launch: Launch) -> set[int]:

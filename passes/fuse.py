@@ -93,6 +93,11 @@ def is_weight(value: Value) -> bool:
     return bool(op.inputs()) and isinstance(op, Elementwise | Pack) and all(is_weight(v) for v in op.inputs())
 
 
+def is_known(dense: Region) -> bool:
+    """Whether the sizes of a product's weights are numbers."""
+    return all(isinstance(size, int) for op in dense.anchors for size in op.inputs()[1].shape)
+
+
 def is_row_op(op: Op) -> bool:
     """What a row kernel can hold."""
     return isinstance(op, Elementwise | Reduction | RmsNorm | Softmax | StateAppend | SegmentIds)
@@ -224,13 +229,13 @@ class _Fuser:
         return isinstance(user, Elementwise) and user.pointwise and user.result.shape == shape and alone
 
     def accompany(self) -> None:
-        """Put one row's dense products that accompany its experts into their kernels: the shared expert's.
+        """Put one row's dense products that accompany its experts into their kernels, one into each: the shared expert's.
 
-        Its last product becomes a term of the experts' sum, and its first ones run beside the experts' of the same row, where as kernels of
-        their own they would need a branch that joins in front of the experts.
+        Its last product meets the experts' sum, and its first ones run beside the experts' of the same row, where as kernels of their own
+        they would need a branch that joins in front of the experts. Where anything stands between, it is left as it is.
         """
         experts = [r for r in self.regions if r.family == "grouped" and isinstance(r.anchors[0], GatherMatMul)]
-        for accompanies in (self.is_added, self.is_beside):
+        for accompanies in (self.meets_sum, self.is_beside):
             for region in experts:
                 dense = next((r for r in self.regions if r.family == "matmul" and accompanies(r, region)), None)
                 if dense is not None:
@@ -239,15 +244,16 @@ class _Fuser:
                     for op in dense.ops:
                         self.join(region, op)
 
-    def is_added(self, dense: Region, experts: Region) -> bool:
-        """Whether a product alone is added to the sum over a row's experts."""
+    def meets_sum(self, dense: Region, experts: Region) -> bool:
+        """Whether a product alone is wanted for nothing but what is behind the sum over a row's experts, element by element."""
+        sums = [op for op in experts.ops if isinstance(op, Sum)]
+        alone = len(dense.ops) == 1 and [op.result.shape for op in sums] == [dense.anchors[0].results[0].shape]
         users = {u for v in leaving(dense.ops) for u in v.uses}
-        inside = isinstance(dense.ops[0], MatMul) and len(dense.ops) == 1 and users <= set(experts.ops)
-        return experts.sums and inside and self.convex([*experts.ops, *dense.ops])
+        return alone and is_known(dense) and users <= set(experts.ops) and self.convex([*experts.ops, *dense.ops])
 
     def is_beside(self, dense: Region, experts: Region) -> bool:
         """Whether products of the experts' row are wanted behind the experts alone."""
-        if experts.sums or dense.anchors[0].inputs()[0] is not experts.anchors[0].inputs()[0]:
+        if experts.sums or not is_known(dense) or dense.anchors[0].inputs()[0] is not experts.anchors[0].inputs()[0]:
             return False
         behind = set().union(*(nx.descendants(self.graph, op) for op in experts.ops))
         users = [u for v in leaving(dense.ops) for u in v.uses]

@@ -17,10 +17,13 @@ from ringc.passes.framework import Pass
 from ringc.passes.schedules.ranges import Schedule, Version, schedule_of
 from ringc.passes.target import Target
 
+ONE_ROW = (1, 1)
+"""The rows of a version, if it is for one."""
+
 
 def is_one_row(function: Function, target: Target) -> bool:
     """Whether a function, of a version, is for one row on a GPU: there row work costs less in each of its readers than as a launch."""
-    return target.backend == "triton" and function.notes.get("rows") == (1, 1)
+    return target.backend == "triton" and function.notes.get("rows") == ONE_ROW
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
@@ -39,6 +39,7 @@ from ringc.ir.ops.reduce import Sum
 from ringc.ir.ops.shape import Reshape, Transpose, storage_of
 from ringc.ir.symbols import dim_text, symbols_of
 from ringc.passes.front import before_product, in_front
+from ringc.passes.versions import ONE_ROW
 
 PROGRAM = 16 << 10
 """Bytes of weights that a program reads, at most, where it reads several rows."""
@@ -64,17 +65,6 @@ down products 15.6 and 8.8 (18.8 and 11.0). Where a program reads 8 to 32 KiB in
 """
 
 MOST_AXES = 6
-
-ONE_ROW = (1, 1)
-"""The rows that a version serves (the note of a kernel's function), if that is one."""
-
-
-@dataclass(frozen=True)
-class Programs:
-    """Rows of the weight that a program takes, and its warps."""
-
-    columns: int
-    warps: int
 
 
 @dataclass(frozen=True)
@@ -161,8 +151,7 @@ def emit(kernel: Kernel) -> str:
             with w.block("else:"):
                 w(calls[1].format(f"number - {first}"))
     w("\n")
-    warps = max(part.warps for part in parts)
-    w(jobs_text([Job(kernel.name, tensors.signature(tensors.all, sizes), {}, warps, 1)]))
+    w(jobs_text([Job(kernel.name, tensors.signature(tensors.all, sizes), {}, parts[-1].warps, 1)]))
     w("\n")
     with w.block(f"def launch({', '.join(tensors.all)}):"):
         for line in tensors.size_lines(sizes):
@@ -209,42 +198,45 @@ def _check(kernel: Kernel, region: Block) -> None:
 
 
 def _parts(kernel: Kernel, body: Block, weights: Sequence[Value], *, front: bool) -> list[Part]:
-    """The parts of a region whose products are sums, dense ones first; `front`: there is row work in front."""
-    one_by_one = {i: body.outputs[i].tensor.rank == 3 for i in range(len(body.outputs))}
+    """The parts of a region whose products are sums, a dense one before that of experts; `front`: there is row work in front."""
+    one_by_one = [value.tensor.rank == 3 for value in body.outputs]
     parts: list[Part] = []
-    for alone in sorted(set(one_by_one.values())):
-        results = tuple(i for i, found in one_by_one.items() if found is alone)
+    for alone in sorted(set(one_by_one), reverse=True):
+        results = tuple(i for i, found in enumerate(one_by_one) if found is alone)
         reached = {v for op in in_front(body, *(body.outputs[i] for i in results)) for v in op.inputs()}
         mine = tuple(weight for weight in weights if weight in reached)
-        named = [weight for weight in mine if isinstance(weight.op, Gather)]
-        choices = Choices(int(named[0].shape[1]), summed=not alone) if named else None
-        parts.append(_part(kernel, Part(body, results, mine, choices, 0, 0), front=front))
-    if len(parts) == 1:
-        return parts
-    # Beside experts a dense part's programs read as much as theirs, in as many warps.
-    dense, experts = parts
-    columns = power_of_two(max(1, min(dense.width, EXPERT // _bytes(dense))) + 1) // 2
-    return [replace(dense, columns=columns, warps=experts.warps), experts]
+        named = next((weight for weight in mine if isinstance(weight.op, Gather)), None)
+        choices = None if named is None else Choices(int(named.shape[1]), summed=not alone)
+        columns, warps = _programs(kernel, mine, choices, front=front)
+        if parts:  # beside experts its programs read as much as theirs, in as many warps
+            columns, warps = _most(min(int(mine[0].shape[-2]), EXPERT // _bytes(mine, None))), parts[0].warps
+        parts.insert(0, Part(body, results, mine, choices, columns, warps))
+    return parts
 
 
-def _bytes(part: Part) -> int:
-    """Of weights, for each column: of experts' alone where there are any, as what is added to their sum is little beside them."""
-    counted = [w for w in part.weights if part.choices is None or isinstance(w.op, Gather)]
-    each = part.choices.together if part.choices else 1
-    return sum(each * int(w.shape[-1]) * w.type.dtype.bytes for w in counted)
+def _bytes(weights: Sequence[Value], choices: Choices | None) -> int:
+    """Of weights, for each column. What meets the sum of experts is not counted, but where it is more."""
+    each = [int(w.shape[-1]) * w.type.dtype.bytes for w in weights]
+    named = [n * choices.together for n, w in zip(each, weights, strict=True) if choices and isinstance(w.op, Gather)]
+    return max(sum(named), *each) if named else sum(each)
 
 
-def _part(kernel: Kernel, part: Part, *, front: bool) -> Part:
-    """With its columns and warps."""
-    columns, each, choices = part.width, _bytes(part), part.choices
+def _programs(kernel: Kernel, weights: Sequence[Value], choices: Choices | None, *, front: bool) -> tuple[int, int]:
+    """The columns of a program, and its warps."""
+    columns, each = int(weights[0].shape[-2]), _bytes(weights, choices)
     if choices is None:
         most = min(4, PROGRAM // each, columns // PROGRAMS)
     else:
         most = min(columns, (EXPERTS if choices.summed else EXPERT) // each)
-    block = power_of_two(max(1, most) + 1) // 2
+    block = _most(most)
     warps = max(1, min(8, power_of_two(-(-block * each // (WARP if choices is None and not front else 2 * WARP)))))
     given = kernel.implementation
-    return replace(part, columns=int(given.get("columns", block)), warps=int(given.get("warps", warps)))
+    return int(given.get("columns", block)), int(given.get("warps", warps))
+
+
+def _most(columns: int) -> int:
+    """The largest power of two that is no more, and 1 at least."""
+    return power_of_two(max(1, columns) + 1) // 2
 
 
 def _written(
@@ -324,8 +316,8 @@ def _body(
     rest = lines[asked:]
     if not known:
         # Of one row, whose norm the kernel makes, the weights wait for their turn: so it is 1 % faster.
-        pinned = [] if kernel.function.notes.get("rows") == ONE_ROW else [READ_ASKED]
-        rest = [*pinned, *loads_first(rest), *stores]
+        mark = [] if kernel.function.notes.get("rows") == ONE_ROW else [READ_ASKED]
+        rest = [*mark, *loads_first(rest), *stores]
     elif part.read <= early:
         rest = [*loads_first(rest), READ_EARLY, *stores]
     else:

@@ -57,6 +57,7 @@ def overlapping(text: str, name: str) -> str:
     launched = {str(job["kernel"]) for job in read_jobs(text, name)}
     lines = text.splitlines()
     functions = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)]
+    known = {f.name for f in functions}
     marked = {f.name for f in functions if any(lines[i].strip() in MARKS for i in range(f.lineno, f.end_lineno or 0))}
     for function in sorted(functions, key=lambda f: -f.lineno):
         indent = " " * function.body[0].col_offset
@@ -70,7 +71,9 @@ def overlapping(text: str, name: str) -> str:
         elif late := {READ_FEW, READ_LATE} & marks.keys():
             (mark,) = late
             lines[marks[mark] + 1 : marks[mark] + 1] = [indent + WAIT, indent + NEXT]
-        elif function.name in launched and marked.isdisjoint(_called(function)):
+        elif function.name in launched and (called := known & _called(function)) & marked:
+            assert called <= marked, f"{name}: a program may run a function that doesn't wait"
+        elif function.name in launched:
             lines.insert(_stores(function), indent + NEXT)
             lines.insert(first, indent + WAIT)
     text = "\n".join(lines) + "\n"
@@ -88,7 +91,7 @@ def _first_line(function: ast.FunctionDef, lines: list[str]) -> int:
 
 
 def _called(function: ast.FunctionDef) -> set[str]:
-    """The names of the functions of the file that a function calls."""
+    """The names of the functions that a function calls."""
     return {n.func.id for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
 
 

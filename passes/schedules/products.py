@@ -99,7 +99,7 @@ def grouped(body: Block, rows: Rows, target: Target) -> list[Candidate]:
             # A processor of an A100 has 163 KiB of shared memory, and a wide tile takes 168 there.
             narrow = (target.arch or 0) < 90
             return [Candidate("triton.grouped{columns=128}" if narrow else "triton.grouped", seconds)]
-        alone = all(op.inputs()[0].op is None for op in body.ops if isinstance(op, GatherMatMul))
+        alone = all(op.inputs()[0].op is None for op in body.ops if isinstance(op, GatherMatMul | MatMul))
         return [gemv(body, rows, target) if alone else _making(body, rows, target)]
     if target.backend == "torch":
         return [Candidate("torch.eager", roofline(target, flops, moved, rate=0.3 * target.matrix_rate, launches=64))]

@@ -10,13 +10,16 @@ pytest.importorskip("triton")
 
 from ringc.codegen.emit import emit
 from ringc.codegen.inputs import random_inputs
-from ringc.codegen.kernel import Kernel
+from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
 from ringc.codegen.triton.overlap import READ_ASKED, WAIT
 from ringc.errors import CodegenError
+from ringc.ir.text_parse import parse_module
+from ringc.passes.framework import PassManager, verify_each
 from ringc.passes.front import before_product
+from ringc.passes.pipeline import default_pipeline
 from ringc.passes.target import target
 from tests.codegen.support_kernels import check, check_golden, kernel
 
@@ -540,6 +543,67 @@ MINI["head"] = (
     .replace("true}", "true, out = f32}")
     .replace("bf16[N / B, 157184]", "f32[N / B, 157184]")
 )
+
+
+def test_a_wide_shared_expert_has_warps_enough() -> None:
+    """What is added to the sum of experts may be more than they are: a thread holds a row of it."""
+    for width, warps in ((64, 1), (8192, 2), (65536, 8)):
+        text = emit(kernel(shared(SHARED_DOWN, 8, 2, 512, 64, width, "bf16"), TEMPLATE)).text
+        assert f'"num_warps": {warps},' in text
+        assert "and 1 of 64 columns" in text or width == 64
+
+
+MOE = """module @m level fused
+symbol N >= 1
+
+func @f(%x: bf16[N, 64], %norm: bf16[64], %gate: bf16[8, 64], %w: bf16[8, 48, 64], %u: bf16[8, 48, 64], %v: bf16[8, 64, 48],
+    %a: bf16[40, 64], %b: bf16[40, 64], %d: bf16[64, 40]) with {rows = [1, 1]} {
+  %n = rms_norm(%x, %norm)
+  %logits = matmul(%n, %gate) {transpose_b = true, out = f32}
+  %best, %weights = route(%logits, _) {top_k = 2}
+  %one = gather_matmul(%n, %w, %best)
+  %two = gather_matmul(%n, %u, %best)
+  %silu = silu(%one)
+  %each = mul(%silu, %two)
+  %wide = gather_matmul(%each, %v, %best)
+  %exact = cast(%wide) {dtype = f32}
+  %each_weight = reshape(%weights) {shape = [N, 2, 1]}
+  %weighted = mul(%exact, %each_weight)
+  %total = sum(%weighted) {axes = [1]}
+  %sum = cast(%total) {dtype = bf16}
+  %three = matmul(%n, %a) {transpose_b = true}
+  %four = matmul(%n, %b) {transpose_b = true}
+  %silu_2 = silu(%three)
+  %shared = mul(%silu_2, %four)
+  %last = matmul(%shared, %d) {transpose_b = true}
+  %both = add(%sum, %last)
+  %next = add(%x, %both)
+  return %next
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "count"),
+    [
+        ("%both", "%both", 4),  # router, choice, up, down
+        # A norm that the down product can't make: it has two left operands.
+        ("%last = matmul(%shared", "%again = rms_norm(%shared, _)\n  %last = matmul(%again", 6),
+        ("%both = add(%sum, %last)", "%s = sigmoid(%last)\n  %both = mul(%sum, %s)", 6),
+        ("%both = add(%sum, %last)", "%both = mul(%sum, %last)", 4),
+        ("%d: bf16[64, 40]", "%d: bf16[1, 40]", 6),
+    ],
+)
+def test_one_row_s_layer_has_kernels(old: str, new: str, count: int) -> None:
+    """Whatever accompanies the experts, all regions have a kernel."""
+    module = parse_module(MOE.replace(old, new))
+    steps = default_pipeline()
+    names = [step.name for step in steps]
+    PassManager(steps[names.index("fuse") : names.index("kernels") + 1], [verify_each]).run(module, target("sm_90"))
+    made = [f for f in module.functions.values() if "family" in f.notes]
+    assert len(made) == count
+    for function in made:
+        assert "def launch(" in emit(kernel_of(function), target("sm_90")).text
 
 
 MINI["experts_up"] = up(256, 8, 2048, 512, "bf16", norm=True)

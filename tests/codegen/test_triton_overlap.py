@@ -106,6 +106,18 @@ def test_functions_that_a_program_chooses_from_wait_by_themselves() -> None:
     assert body_of(made, "scale") == body_of(text, "scale")
 
 
+def test_a_program_that_may_not_wait_is_refused() -> None:
+    text = FILE.replace("    return x", f"    {READ_LATE}\n    return x")
+    text = text.replace(
+        "@triton.jit\ndef scale", "@triton.jit\ndef other(x):\n    return x\n\n\n@triton.jit\ndef scale"
+    )
+    text = text.replace(
+        "    value = tl.load(x + at)\n", "    value = helper(x) if tl.program_id(0) == 0 else other(x)\n"
+    )
+    with pytest.raises(AssertionError, match="doesn't wait"):
+        overlapping(text, "scale")
+
+
 def test_a_kernel_that_ends_otherwise_lets_the_next_begin_before_its_last_statement() -> None:
     text = FILE.replace(
         "    tl.store(y + at, value)\n    tl.store(y + at + 16, value)\n",

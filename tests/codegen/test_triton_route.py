@@ -15,10 +15,11 @@ from ringc.codegen.triton import choose, route
 from ringc.codegen.triton.aot import compile_many
 from ringc.codegen.triton.interpret import InterpreterWorker
 from ringc.codegen.triton.jobs import compile_jobs
-from ringc.codegen.triton.overlap import READ_LATE
+from ringc.codegen.triton.overlap import NEXT, READ_LATE, WAIT
 from ringc.errors import CodegenError
 from ringc.ir.ops.routing import Route
 from ringc.passes.schedules.routing import route_workspace, sort_workspace
+from ringc.passes.target import target
 from tests.codegen.support_kernels import check, check_golden, kernel, reference, run
 
 
@@ -196,6 +197,24 @@ func @chooser(%logits: f16[N, 48]) {
     assert READ_LATE in emit(made).text
     logits = torch.randn(9, 48).half()
     assert torch.equal(run(interpreter, tmp_path, made, [logits])[0], reference(made, [logits])[0])
+
+
+CHOICES = {
+    "of_logits": chooser(48, "top_k = 4, groups = 8, keep = 4"),
+    "without_a_bias": router(48, 64, "top_k = 4", bias=False),
+    "of_ring_mini": router(256, 2048, "top_k = 8, groups = 8, keep = 4, factor = 2.5", dtype="bf16"),
+    "of_several_warps": router(1000, 64, "top_k = 4"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_choice_waits_before_it_lets_the_next_begin(name: str) -> None:
+    """What reads early behind it relies on that (`ringc.passes.early`)."""
+    text = emit(CHOICES[name], target("sm_90")).text
+    choose = text.partition("def choose(")[2].partition("\n\n\n")[0]
+    assert choose.count(WAIT) == choose.count(NEXT) == 1 and choose.index(WAIT) < choose.index(NEXT)
+    launch = text.partition("def launch(")[2]
+    assert launch.rstrip().partition("if __name__")[0].rstrip().splitlines()[-1].lstrip().startswith("choose[")
 
 
 def test_a_score_that_is_not_a_number_is_the_largest(interpreter: InterpreterWorker, tmp_path: Path) -> None:

@@ -78,9 +78,6 @@ B = f'  %b = launch([%a, %y]) {{kernel = "second", {OUT}}}'
     [
         ([A, B], "grouped", (1,)),
         ([A, B], "row", None),  # it may let the next one be placed before it waits
-        ([A, B], "route", (1,)),  # a choice never does
-        ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %a]")], "route", (1,)),  # the one between waits for it
-        ([A.replace("}", ", beside = true}"), B], "route", None),
         ([A.replace("}", ", beside = true}"), B], "grouped", None),  # nothing is known to be in front
         ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %a]")], "grouped", None),  # the one between reads early itself
         ([A, B.replace("%b", "%c"), B.replace("[%a, %y]", "[%c, %y]")], "grouped", (1,)),
@@ -96,6 +93,59 @@ def test_what_the_launch_in_front_makes_is_waited_for(
     module = parse_module(TEXT.format(lines="\n".join(lines), first=first) + CALLED)
     PassManager(parse_pipeline("early")).run(module, target("sm_90"))
     assert module.functions["second"].notes.get("early") == early
+
+
+CHOSEN = """module @m level kernel
+symbol N >= 1
+
+func @f(%x: f32[N, 8], %i: i32[N, 2]) {{
+{lines}
+  return %r
+}}
+
+func @choice(%x: f32[N, 8]) with {{family = "{family}"}} {{
+  %c, %w = route(%x, _) {{top_k = 2}}
+  return %c, %w
+}}
+
+func @up(%x: f32[N, 8], %v: f32[4, 6, 8], %i: i32[N, 2]) with {{family = "grouped"}} {{
+  %1 = gather_matmul(%x, %v, %i)
+  return %1
+}}
+
+func @down(%h: f32[N, 2, 6], %v: f32[4, 8, 6], %i: i32[N, 2], %w: f32[N, 2], %x: f32[N, 8]) with {{family = "grouped"}} {{
+  %1 = gather_matmul(%h, %v, %i)
+  %2 = reshape(%w) {{shape = [N, 2, 1]}}
+  %3 = mul(%1, %2)
+  %4 = sum(%3) {{axes = [1]}}
+  %5 = add(%x, %4)
+  return %5
+}}
+"""
+V = '  %v = weight() {key = "v", type = f32[4, 6, 8]}\n  %d = weight() {key = "d", type = f32[4, 8, 6]}'
+CHOICE = '  %c, %w = launch([%x]) {kernel = "choice", out = [i32[N, 2], f32[N, 2]]}'
+UP = '  %u = launch([%x, %v, %c]) {kernel = "up", out = [f32[N, 2, 6]]}'
+DOWN = '  %r = launch([%u, %d, %c, %w, %x]) {kernel = "down", out = [f32[N, 8]]}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "family", "up", "down"),
+    [
+        ([CHOICE, UP, DOWN], "route", (0, 1), (1, 2, 3, 4)),
+        ([CHOICE, UP, DOWN], "row", None, (1, 2, 3, 4)),  # what the choice is else may let the next be placed before it waits
+        # Where a table says whose rows are, the product doesn't wait for the choice, and the next one must.
+        ([CHOICE, UP.replace("%c", "%i"), DOWN.replace("%c", "%i")], "route", (0, 1, 2), (1, 2, 4)),
+        ([CHOICE.replace("}", ", beside = true}"), UP, DOWN], "route", None, (1, 4)),
+        ([CHOICE, UP.replace("}", ", beside = true}"), DOWN], "route", None, (1, 4)),
+    ],
+)  # fmt: skip
+def test_behind_a_choice_rows_are_there(
+    lines: list[str], family: str, up: tuple[int, ...] | None, down: tuple[int, ...]
+) -> None:
+    module = parse_module(CHOSEN.format(lines="\n".join([V, *lines]), family=family))
+    PassManager(parse_pipeline("early")).run(module, target("sm_90"))
+    found = [module.functions[name].notes.get("early") for name in ("up", "down")]
+    assert found == [up, down]
 
 
 MIXER = """module @m level kernel

@@ -354,6 +354,7 @@ DOWN = ["gather_matmul", "sum", "matmul", "add", "add"]
         ("return %next", "return %next, %each", "sm_90", [DOWN]),
         ("return %next", "return %next, %last", "sm_90", []),
         ("%both = add(%sum, %last)", "%half = silu(%last)\n  %both = add(%sum, %half)", "sm_90", []),
+        ("%d: f32[8, 6]", "%d: f32[1, 6]", "sm_90", []),  # one number for all columns of the sum
     ],
 )  # fmt: skip
 def test_one_row_s_shared_expert_joins_the_experts(old: str, new: str, on: str, expected: list[list[str]]) -> None:
