@@ -363,3 +363,15 @@ def test_one_row_s_shared_expert_joins_the_experts(old: str, new: str, on: str, 
     regions = [op for op in module.functions["f"].body.ops if isinstance(op, Fused) and op.family == "grouped"]
     made = [[op.name for op in region.body.ops] for region in regions]
     assert [names for names in made if "matmul" in names] == expected
+
+
+def test_a_shared_expert_of_any_width_is_left_as_it_is() -> None:
+    """A kernel of sums takes a weight's row whole."""
+    text = TOKEN.replace(
+        "%a: f32[6, 8],\n    %b: f32[6, 8], %d: f32[8, 6]", "%a: f32[M, 8], %b: f32[M, 8], %d: f32[8, M]"
+    )
+    assert text != TOKEN
+    module = parse_module(HEAD.replace("symbol N", "symbol M >= 1\nsymbol N") + text)
+    PassManager(parse_pipeline("fuse"), [verify_each]).run(module, target("sm_90"))
+    regions = [op for op in module.functions["f"].body.ops if isinstance(op, Fused)]
+    assert not [r for r in regions if r.family == "grouped" and "matmul" in [op.name for op in r.body.ops]]
