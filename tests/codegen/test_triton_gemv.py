@@ -323,6 +323,7 @@ def test_experts_and_the_shared_one(
         front, _, behind = dense.partition(WAIT)
         # The shared expert's programs wait for nothing but to write, where all that they read is there.
         assert ("tl.load(x " in front, "tl.load(" in behind) == (early, not early) and "tl.store(" not in front
+        assert ("tl.sum(" in front) == early
         assert "tl.load(" not in experts.partition(WAIT)[0] and "ids" not in dense
 
 

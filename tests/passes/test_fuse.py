@@ -352,6 +352,7 @@ DOWN = ["gather_matmul", "sum", "matmul", "add", "add"]
         ("[1, 1]", "[2, 16]", "sm_90", []),
         ("matmul(%n, %a) {transpose_b = true}\n  %two = matmul(%n", OTHER, "sm_90", [DOWN]),  # another row's
         ("return %next", "return %next, %each", "sm_90", [DOWN]),
+        ("%each = mul(%silu, %two)", "%most = max(%up) {axes = [1]}\n  %e = mul(%silu, %two)\n  %each = mul(%e, %most)", "sm_90", [DOWN]),
         ("return %next", "return %next, %last", "sm_90", []),
         ("%both = add(%sum, %last)", "%half = silu(%last)\n  %both = add(%sum, %half)", "sm_90", []),
         ("%d: f32[8, 6]", "%d: f32[1, 6]", "sm_90", []),  # one number for all columns of the sum
