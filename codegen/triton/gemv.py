@@ -21,7 +21,7 @@ from collections.abc import Collection, Sequence
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
 from ringc.codegen.triton.elements import Axis, Cut, Index, NeedsAxis, Scope, Tiles, power_of_two
-from ringc.codegen.triton.gemv_parts import Choices, Part, parts_of
+from ringc.codegen.triton.gemv_parts import Choices, Part, arguments_of, parts_of
 from ringc.codegen.triton.jobs import Job, jobs_text
 from ringc.codegen.triton.overlap import READ_ASKED, READ_EARLY, READ_LATE
 from ringc.codegen.triton.regions import Reader, loads_first, parted_loads, viewed
@@ -107,8 +107,9 @@ def _once(kernel: Kernel, parts: Sequence[Part], tensors: Tensors) -> set[str]:
     """The weights of one row's experts and of what accompanies them: another token's need not make room for them."""
     if kernel.function.notes.get("rows") != ONE_ROW or not any(part.choices for part in parts):
         return set()
-    read = {(part, _source(weight)) for part in parts for weight in part.weights}
-    return {tensors.pointers(part.body.args)[source] for part, source in read if source is not None}
+    pointers = tensors.pointers(parts[0].body.args)
+    sources = [_source(weight) for part in parts for weight in part.weights]
+    return {pointers[source] for source in sources if source is not None}
 
 
 def _check(kernel: Kernel, region: Block) -> None:
@@ -187,7 +188,7 @@ def _body(
     column = Index(((Axis("column", 0, part.width - 1, slot=0, block=part.columns, inside=inside), 1),))
     early = frozenset(kernel.function.notes.get("early", ()))
     # Which expert's a weight is, a kernel before says: the one in front, or an earlier one (`ringc.passes.early`).
-    known = all(_names(body, weight) <= early for weight in part.weights)
+    known = all(arguments_of(body, w.op.ids) <= early for w in part.weights if isinstance(w.op, Gather))
     if not known:
         t.line(READ_LATE)
     for weight in part.weights:
@@ -261,12 +262,6 @@ def _ask(reader: Reader, weight: Value, made: tuple[Index, ...], column: Index, 
 def _source(weight: Value) -> Value | None:
     """The argument that a weight's elements are read from."""
     return viewed(weight.op.x if isinstance(weight.op, Gather) else weight)
-
-
-def _names(body: Block, weight: Value) -> set[int]:
-    """The number of the argument that says which experts are taken; none of a weight for all rows."""
-    source = viewed(weight.op.ids) if isinstance(weight.op, Gather) else None
-    return set() if source is None else {body.args.index(source)}
 
 
 def as_sums(body: Block) -> tuple[Block, list[Value]]:

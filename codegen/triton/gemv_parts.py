@@ -78,9 +78,18 @@ class Part:
     @property
     def read(self) -> set[int]:
         """The numbers of the arguments."""
-        outputs = [self.body.outputs[i] for i in self.results]
-        values = {*outputs, *(v for op in in_front(self.body, *outputs) for v in op.inputs())}
-        return {i for i, value in enumerate(self.body.args) if value in values}
+        return arguments_of(self.body, *(self.body.outputs[i] for i in self.results))
+
+
+def needed(body: Block, *values: Value) -> set[Value]:
+    """Some values of a region, and all that they depend on."""
+    return {*values, *(v for op in in_front(body, *values) for v in op.inputs())}
+
+
+def arguments_of(body: Block, *values: Value) -> set[int]:
+    """The numbers of the region's arguments that some of its values depend on."""
+    found = needed(body, *values)
+    return {i for i, value in enumerate(body.args) if value in found}
 
 
 def parts_of(kernel: Kernel, body: Block, weights: Sequence[Value], *, front: bool) -> list[Part]:
@@ -89,7 +98,7 @@ def parts_of(kernel: Kernel, body: Block, weights: Sequence[Value], *, front: bo
     parts: list[Part] = []
     for alone in sorted(set(one_by_one), reverse=True):
         results = tuple(i for i, found in enumerate(one_by_one) if found is alone)
-        reached = {v for op in in_front(body, *(body.outputs[i] for i in results)) for v in op.inputs()}
+        reached = needed(body, *(body.outputs[i] for i in results))
         mine = tuple(weight for weight in weights if weight in reached)
         named = next((weight for weight in mine if isinstance(weight.op, Gather)), None)
         choices = None if named is None else Choices(int(named.shape[1]), summed=not alone)

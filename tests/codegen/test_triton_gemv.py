@@ -355,6 +355,26 @@ def test_what_the_kernel_in_front_makes_is_read_behind_the_wait() -> None:
     assert [behind.count(f"tl.load({name} +") for name in ("h", "w", "ids", "weights", "r")] == [8, 0, 0, 0, 1]
 
 
+def test_experts_that_are_computed_are_known_behind_the_wait(interpreter: InterpreterWorker, tmp_path: Path) -> None:
+    """Where what they are computed of comes from the kernel in front."""
+    text = EXPERTS["not_summed"].replace("%ids: i32[N, 3]", "%ids: i32[N, 3], %more: i32[N, 3]")
+    text = text.replace(
+        "  %0 = gather_matmul(%h, %w, %ids)",
+        "  %i = minimum(%ids, %more) : i32[N, 3]\n  %0 = gather_matmul(%h, %w, %i)",
+    )
+    made = kernel(text, TEMPLATE)
+    inputs = random_inputs(made.function, {"N": 5, "B": 5})
+    for early, behind in (((), True), ((1, 2), True), ((1, 2, 3), False)):
+        made.function.notes["early"] = early
+        front = (
+            emit(Kernel(made.function, made.implementation), target("sm_90"))
+            .text.partition("\ndef ")[2]
+            .partition(WAIT)[0]
+        )
+        assert ("tl.load(" not in front) == behind
+        check(interpreter, tmp_path, made, inputs)
+
+
 def test_rows_of_a_column_follow_each_other() -> None:
     """What several rows name is read from memory once, while it is in the second-level cache."""
     text = emit(kernel(EXPERTS["down"], TEMPLATE)).text
