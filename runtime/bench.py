@@ -246,13 +246,18 @@ def measure(model: Model, plan: Plan, rates: Rates, progress: Progress = lambda 
     experts = [[len(set(taken.flatten().tolist()) - {NONE}) for taken in layers] for layers in routing]
     calls = [_call(plan, ids, *chunk, found) for chunk, found in zip(plan.chunks, experts, strict=True)]
 
-    cache.draw(SEED)
     measured = _Measured(model, cache)
+    cache.draw(SEED)
     for done, call in enumerate(calls):
         progress("steps", done, len(calls))
-        measured.measure(call, plan.rounds)
+        measured.time(call, plan.rounds)
     progress("calls", 0, 1)
     call_seconds = statistics.median(_walls(model, plan, cache, ids))
+    # A GPU's profiler, once it was there, makes each launch slower for the host.
+    cache.draw(SEED)
+    for done, call in enumerate(calls):
+        progress("kernels", done, len(calls))
+        measured.profile(call, plan.rounds)
     memory = Memory(model.weight_bytes, cache.bytes, model.intermediate_bytes, _peak(on_gpu))
     progress("machine", 0, 1)
     words = machine(model.device, manifest["tools"], measured.last.run)
@@ -329,28 +334,39 @@ class _Measured:
 
     def __init__(self, model: Model, cache: Cache) -> None:
         self._model, self._cache = model, cache
+        self._on_gpu = model.device.type == "cuda"
         self._manifest = model.artifact.manifest
         self.times: list[list[float]] = []
         self.necessary: list[Work] = []
         self._launches: list[tuple[str, float, Work]] = []
 
     @torch.no_grad()
-    def measure(self, call: _Call, rounds: int) -> None:
-        """Replay a call's program, and then its steps one by one. The cache goes on: it holds the tokens of the calls before."""
-        bound = self.last = self._model.bound(call.key, self._cache)
-        bound.inputs.write(call.inputs)
+    def time(self, call: _Call, rounds: int) -> None:
+        """Replay a call's program. The cache goes on: it holds the tokens of the calls before."""
+        bound = self._given(call)
         for _ in range(2):  # on a GPU the second makes the graph
             bound.run()
-        on_gpu = self._model.device.type == "cuda"
-        self.times.append(event_times(bound.run, rounds) if on_gpu else clock_times(bound.run, rounds))
+        self.times.append(event_times(bound.run, rounds) if self._on_gpu else clock_times(bound.run, rounds))
+        self._cache.keep(call.key, bound)
+
+    @torch.no_grad()
+    def profile(self, call: _Call, rounds: int) -> None:
+        """Run a call's steps one by one. The cache goes on, as above."""
+        bound = self._given(call)
         steps = [step for step in bound.steps if step.kernel != "join"]
         runs = [step.run for step in steps]
-        passes = device_seconds(runs, PASSES) if on_gpu else [_clocked(runs) for _ in range(max(PASSES, rounds))]
+        passes = device_seconds(runs, PASSES) if self._on_gpu else [_clocked(runs) for _ in range(max(PASSES, rounds))]
         works = step_works(self._manifest, steps, call.run)
         for step, work, *seconds in zip(steps, works, *passes, strict=True):
             self._launches.append((step.kernel, statistics.median(seconds), work))
         self.necessary.append(necessary_work(self._manifest, steps, call.run))
         self._cache.keep(call.key, bound)
+
+    def _given(self, call: _Call) -> Bound:
+        """A call's program with its inputs."""
+        bound = self.last = self._model.bound(call.key, self._cache)
+        bound.inputs.write(call.inputs)
+        return bound
 
     def kernels(self, rates: Rates) -> list[KernelTime]:
         """The step by kernel, that which takes most first."""
