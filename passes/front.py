@@ -124,7 +124,8 @@ def before_product(body: Block) -> str:
     """Why a GPU's product of few rows can't make its left operand from what stands in front of it; empty where it can.
 
     It makes the left operand [rows, K] piece by piece along K. Element-wise work may be anything. Reductions take all of a row, or the
-    same number of neighbours in each group of it, and behind them element k of a row stays element k.
+    same number of neighbours in each group of it, and behind them element k of a row stays element k. A dense product may give its left
+    operand back; nothing else that is made in front of it may be wanted.
     """
     body = expanded(body)
     products = [op for op in body.ops if isinstance(op, MatMul | GatherMatMul)]
@@ -136,13 +137,14 @@ def before_product(body: Block) -> str:
         return "it takes products of one left operand"
     (left,) = lefts
     inside = {op for op in ops if not _is_scalar(op)}
+    dense = all(isinstance(op, MatMul) for op in products)
     for op in inside:
         if not isinstance(op, Elementwise | Reduction | Constant) or any(
             isinstance(v.type, StateType) for v in op.inputs()
         ):
             return f"'{op.name}' can't be made again for every piece of a weight"
         others = any(u not in inside and not isinstance(u, MatMul | GatherMatMul) for u in op.results[0].users())
-        if others or op.results[0] in body.outputs:
+        if others or (op.results[0] in body.outputs and not (dense and op.results[0] is left)):
             return f"%{op.results[0].name} is wanted behind the product too"
     if left.tensor.rank != 2 or not isinstance(left.shape[1], int):
         return "the left operand is no matrix of a known width"

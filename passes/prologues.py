@@ -6,8 +6,8 @@ and in every program again on a GPU, and versions for few rows are offered both 
 it isn't, but for the recurrence of a decode step, which reads each row once whatever their number. The chunked form reads rows twice, and
 takes nothing in front but the cut of its values, which costs nothing (`ringc.passes.fuse`).
 
-One row on a GPU may be made by each of several readers: the norm in front of the router, the shared expert and the experts, none of which
-then waits for a launch that makes it.
+One row on a GPU may be made by each of several readers, none of which then waits for a launch that makes it. What has to wait for one of
+these anyhow, as the experts for the router, reads what that one gives back beside its product.
 """
 
 from __future__ import annotations
@@ -55,33 +55,44 @@ class Prologues(Pass):
             for op in list(function.body.ops):
                 if isinstance(op, Fused) and op.family == "row":
                     for rows in _one_for_each(function.body, op, families) if one else [op]:
-                        _offer(function.body, rows, families)
+                        _offer(function.body, rows, families, one=one)
 
 
 def _one_for_each(body: Block, rows: Fused, families: list[str]) -> list[Fused]:
-    """A copy of row work for each region that reads it, if it makes one value and each of them can make that itself; else what is there."""
-    readers = rows.results[0].users()
-    if len(readers) < 2 or len(rows.results) > 1 or rows.effect is not Effect.PURE or body in rows.results[0].uses:
+    """A copy of row work for each region that reads it, if it makes one value and each of them can make that itself; else what is there.
+
+    One that needs another's dense product reads the copy of that one, which can give it back.
+    """
+    value = rows.results[0]
+    readers = [op for op in value.users() if isinstance(op, Fused) and op.family in families]
+    if len(readers) < max(2, len(set(value.uses))) or len(rows.results) > 1 or rows.effect is not Effect.PURE:
         return [rows]
     for reader in readers:
-        if not isinstance(reader, Fused) or reader.family not in families:
-            return [rows]
         _, _, apart = as_block(body, [rows, reader])
         flat = inlined(apart)
         if not _takes_front(flat, len(flat.ops) - len(reader.body.ops), reader.family):
             return [rows]
-    copies = [rows]
-    for reader in readers[1:]:
-        copy = Builder(body, before=reader, scope=rows.scope).insert(rows.clone({}))
-        assert isinstance(copy, Fused)
-        reader.replace_input(rows.results[0], copy.results[0])
-        copies.append(copy)
-    return copies
+    first, *others = sorted(readers, key=body.ops.index)
+    makers = {first: rows}
+    for reader in others:
+        maker = next((m for m in makers if m.family == "matmul" and _needs(body, reader, m)), reader)
+        if maker is reader:
+            copy = Builder(body, before=reader, scope=rows.scope).insert(rows.clone({}))
+            assert isinstance(copy, Fused)
+            makers[reader] = copy
+        if maker is not first:
+            reader.replace_input(value, makers[maker].results[0])
+    return list(makers.values())
 
 
-def _offer(body: Block, rows: Fused, families: list[str]) -> None:
-    """Put a choice in the place of row work and the one region that reads it, if one kernel can do both."""
-    chain = _read_by_one(rows)
+def _needs(body: Block, op: Op, other: Op) -> bool:
+    """Whether an operation needs what another one makes, from it or by way of others."""
+    return other in in_front(body, *op.inputs())
+
+
+def _offer(body: Block, rows: Fused, families: list[str], *, one: bool) -> None:
+    """Put a choice in the place of row work and the region that reads it, if one kernel can do both; `one`: see `_read_by`."""
+    chain = _read_by(body, rows, one=one)
     if chain is None:
         return
     region = chain[-1]
@@ -98,22 +109,30 @@ def _offer(body: Block, rows: Fused, families: list[str]) -> None:
     replace(body, chain, made, Alternatives(tuple(taken), ("apart", "together"), (apart, together)))
 
 
-def _read_by_one(rows: Fused) -> list[Op] | None:
-    """The row work, the views of its results, and the region that reads them; None where anything else does."""
+def _read_by(body: Block, rows: Fused, *, one: bool) -> list[Op] | None:
+    """The row work, the views of its results, and the region that reads them; None where anything else does.
+
+    `one`: further regions may, if they need the first one's product. They read what its kernel gives back.
+    """
     if rows.effect is not Effect.PURE:
         return None  # what is appended to a pool must be there before the pool is read
     chain: list[Op] = [rows]
-    reader: Fused | None = None
+    readers: set[Fused] = set()
     for op in chain:
         for use in (u for r in op.results for u in r.uses):
             if isinstance(use, Reshape):
                 if use not in chain:
                     chain.append(use)
-            elif isinstance(use, Fused) and use.family != "row" and reader in (None, use):
-                reader = use
+            elif isinstance(use, Fused) and use.family != "row":
+                readers.add(use)
             else:
                 return None
-    return None if reader is None else [*chain, reader]
+    if not readers:
+        return None
+    first, *others = sorted(readers, key=body.ops.index)
+    if others and not (one and all(_needs(body, other, first) for other in others)):
+        return None
+    return [*chain, first]
 
 
 def _takes_front(flat: Block, count: int, family: str) -> bool:

@@ -17,6 +17,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names
@@ -198,13 +199,16 @@ def _body(
     stores: list[str | Scope] = []
     for i in part.results:
         value, pointer = body.outputs[i], tensors.outputs[i]
+        if part.is_front(i):
+            stores += _given_back(reader, value, pointer, part, made)
+            continue
         at = (*made, column)
         t.store(pointer, value.type.dtype, at, value.shape, t.tile(reader.read(value, at)))
         stores.append(lines.pop())
     rest = lines[asked:]
     if not known:
-        # Of one row, whose norm the kernel makes, the weights wait for their turn: so it is 1 % faster.
-        mark = [] if kernel.function.notes.get("rows") == ONE_ROW else [READ_ASKED]
+        # Where the kernel makes what stands in front, too, its weights wait for their turn: so it is 1 % faster.
+        mark = [] if part.front else [READ_ASKED]
         rest = [*mark, *loads_first(rest), *stores]
     elif part.read <= early:
         rest = [*loads_first(rest), READ_EARLY, *stores]
@@ -257,6 +261,19 @@ def _ask(reader: Reader, weight: Value, made: tuple[Index, ...], column: Index, 
         for piece in reader.pieces(int(weight.shape[-1]), used):
             if piece.loop is None:
                 reader.read(weight, (*place, piece.index))
+
+
+def _given_back(reader: Reader, value: Value, pointer: str, part: Part, made: tuple[Index, ...]) -> list[str | Scope]:
+    """The stores of what is made in front, by the first program of a row, where all of them make it."""
+    t = reader.tiles
+    stores: list[str | Scope] = []
+    for piece in reader.pieces(int(value.shape[-1]), {0}):
+        at = (*made, piece.index)
+        with t.loop(piece.loop) if piece.loop else nullcontext():
+            tile = t.tile(reader.read(value, at))
+            t.store(pointer, value.type.dtype, at, value.shape, tile, f"(program % {part.programs} == 0)")
+        stores.append(t.scopes[0].lines.pop())
+    return stores
 
 
 def _source(weight: Value) -> Value | None:

@@ -55,6 +55,7 @@ class Part:
     Attributes:
         weights: [c, k], of experts [n, j, c, k].
         choices: of a row, where some of the weights are experts'.
+        front: whether there is row work in front.
         columns, warps: of each of the programs.
     """
 
@@ -62,6 +63,7 @@ class Part:
     results: tuple[int, ...]
     weights: tuple[Value, ...]
     choices: Choices | None
+    front: bool
     columns: int
     warps: int
 
@@ -74,6 +76,10 @@ class Part:
     def programs(self) -> int:
         """For each row."""
         return -(-self.width // self.columns) * (self.choices.count // self.choices.together if self.choices else 1)
+
+    def is_front(self, result: int) -> bool:
+        """Whether a result is what is made in front of the product."""
+        return needed(self.body, self.body.outputs[result]).isdisjoint(self.weights)
 
     @property
     def read(self) -> set[int]:
@@ -105,7 +111,7 @@ def parts_of(kernel: Kernel, body: Block, weights: Sequence[Value], *, front: bo
         columns, warps = _programs(kernel, mine, choices, front=front)
         if parts:  # beside experts its programs read as much as theirs, in as many warps
             columns, warps = _most(min(int(mine[0].shape[-2]), EXPERT // _bytes(mine, None))), parts[0].warps
-        parts.insert(0, Part(body, results, mine, choices, columns, warps))
+        parts.insert(0, Part(body, results, mine, choices, front, columns, warps))
     return parts
 
 

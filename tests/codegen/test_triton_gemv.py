@@ -150,6 +150,11 @@ func @alone(%x: f32[N, {k}], %w: f32[{m}, {k}], %r: f32[N, {m}]) {{
 
 REGIONS = {
     "alone": ALONE.format(k=64, m=50),
+    "given_back": NORM.format(k=72, m=50).replace("return %y", "return %0, %y"),
+    "given_back_behind": NORM.format(k=96, m=600).replace("return %y", "return %y, %0"),
+    "given_back_long": NORM.format(k=1200, m=20).replace("return %y", "return %0, %y"),
+    "given_back_longer_than_a_tile": NORM.format(k=8200, m=16).replace("return %y", "return %0, %y"),
+    "given_back_of_groups": gate(4, 22).replace("return %8", "return %8, %6"),
     "alone_uneven": ALONE.format(k=80, m=3),
     "alone_in_loops": ALONE.format(k=20000, m=4),
     "norm": NORM.format(k=72, m=50),
@@ -225,6 +230,9 @@ func @shared_up(%x: {t}[N / B, {k}], %n: {t}[{k}], %gate: {t}[{e}, {m}, {k}], %i
   return %8, %4
 }}"""
 
+GIVEN_UP = SHARED_UP.replace(" %n: {t}[{k}],", "").replace(SHARED_UP.splitlines()[3] + "\n", "").replace("%0", "%x")
+"""Of a row that the router's kernel gave back."""
+
 SHARED_DOWN = """
 func @shared_down(%h: {t}[N, {j}, {k}], %w: {t}[{e}, {m}, {k}], %ids: i32[N, {j}], %weights: f32[N / B, {j}, 1], %s: {t}[N / B, {s}],
     %d: {t}[{m}, {s}], %r: {t}[N / B, {m}]) {{
@@ -291,6 +299,7 @@ SHARED = {
     "up": shared(SHARED_UP, 8, 3, 48, 40, 40),
     "up_of_other_columns": shared(SHARED_UP, 8, 4, 72, 24, 50),
     "up_of_one_choice": shared(SHARED_UP, 5, 1, 64, 24, 24),
+    "up_of_a_given_row": shared(GIVEN_UP, 8, 3, 48, 40, 40),
     "up_of_one_product": shared(SHARED_UP, 8, 3, 48, 40, 20)
     .replace("  %2 = matmul(%0, %b) {transpose_b = true} : f32[N / B, 20]\n", "")
     .replace("mul(%3, %2)", "mul(%3, %3)")
@@ -329,7 +338,7 @@ def test_experts_and_the_shared_one(
 
 @pytest.mark.parametrize("text", [up(8, 4, 48, 40), SHARED["up"], SHARED["down"]])
 def test_one_row_s_experts_leave_the_caches_first(text: str) -> None:
-    """Of several rows some have the same; and those ask for all of their weights at once."""
+    """Of several rows some have the same."""
     made = kernel(text, TEMPLATE)
     several = emit(made).text
     made.function.notes["rows"] = (1, 1)
@@ -338,7 +347,13 @@ def test_one_row_s_experts_leave_the_caches_first(text: str) -> None:
     loads = [line.partition("tl.load(")[2] for line in one.splitlines() if "tl.load(" in line]
     assert {load.split()[0] for load in loads if "evict_first" in load} == weights & {load.split()[0] for load in loads}
     assert "evict_first" not in several
-    assert (READ_ASKED in several, READ_ASKED in one) == (True, False)
+
+
+def test_experts_ask_for_all_of_their_weights_at_once_unless_they_make_the_row() -> None:
+    given, made = (emit(kernel(up(8, 4, 48, 40, norm=norm), TEMPLATE)).text for norm in (False, True))
+    assert (READ_ASKED in given, READ_ASKED in made) == (True, False)
+    asked, _, behind = given.partition(READ_ASKED)
+    assert "tl.load(gate" in asked and "tl.load(up" in asked and "tl.load(x" in behind
 
 
 def test_what_the_kernel_in_front_makes_is_read_behind_the_wait() -> None:
@@ -450,6 +465,14 @@ func @wanted(%x: f32[N, 16], %w: f32[16, 16]) {
   return %2
 }"""
 
+GIVEN_HALFWAY = """
+func @given_halfway(%x: f32[N, 16], %w: f32[16, 16]) {
+  %0 = silu(%x) : f32[N, 16]
+  %1 = rms_norm(%0, _) : f32[N, 16]
+  %2 = matmul(%1, %w) {transpose_b = true} : f32[N, 16]
+  return %0, %2
+}"""
+
 BEHIND = """
 func @behind(%x: f32[N, 16], %w: f32[16, 16]) {
   %0 = silu(%x) : f32[N, 16]
@@ -485,6 +508,8 @@ func @not_choices(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3]) {
         (CUT, "takes 64 elements, of which 48 are no multiple"),
         (SPREAD, r"gives \[N, 1, 8\] behind a reduction"),
         (WANTED, "is wanted behind the product too"),
+        (GIVEN_HALFWAY, "is wanted behind the product too"),
+        (up(8, 4, 48, 40, norm=True).replace("return %4", "return %0, %4"), "is wanted behind the product too"),
         (BEHIND, "'max' behind the product isn't pointwise"),
         (OTHER, "one left operand"),
         (NOT_CHOICES, "'sum' behind the product isn't pointwise"),
@@ -627,13 +652,19 @@ def test_one_row_s_layer_has_kernels(old: str, new: str, count: int) -> None:
         assert "def launch(" in emit(kernel_of(function), target("sm_90")).text
 
 
-MINI["experts_up"] = up(256, 8, 2048, 512, "bf16", norm=True)
+MINI["router"] = """
+func @router(%x: bf16[N / B, 2048], %n: bf16[2048], %gate: bf16[256, 2048]) {
+  %0 = rms_norm(%x, %n) : bf16[N / B, 2048]
+  %1 = matmul(%0, %gate) {transpose_b = true, out = f32} : f32[N / B, 256]
+  return %0, %1
+}"""
+MINI["experts_up"] = up(256, 8, 2048, 512, "bf16")
 MINI["experts_down"] = down(256, 8, 512, 2048, "bf16")
-MINI["shared_up"] = shared(SHARED_UP, 256, 8, 2048, 512, 512, "bf16")
+MINI["shared_up"] = shared(GIVEN_UP, 256, 8, 2048, 512, 512, "bf16")
 MINI["shared_down"] = shared(SHARED_DOWN, 256, 8, 512, 2048, 512, "bf16")
 
 
-@pytest.mark.parametrize("name", ["norm", "gate", "experts_up", "experts_down", "shared_up"])
+@pytest.mark.parametrize("name", ["norm", "gate", "router", "experts_up", "experts_down", "shared_up"])
 def test_golden(name: str) -> None:
     check_golden(f"triton_gemv_{name}", emit(kernel(MINI[name], TEMPLATE)).text)
 

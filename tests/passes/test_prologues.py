@@ -155,6 +155,36 @@ def test_one_row_may_be_made_by_each_that_reads_it() -> None:
     assert left == ["route"]
 
 
+def test_the_experts_read_what_the_router_gives_back() -> None:
+    """They have to wait for its choice, and make nothing again."""
+    text = LAYER.replace(", %ids)", ", %best)").replace(", %ids: i32[N, 2]", "")
+    module, (shared, router) = offered(text, "sm_90")
+    for choice, outputs in ((shared, 1), (router, 2)):
+        apart, together = choice.ways
+        assert [op.family for op in apart.ops if isinstance(op, Fused)] == ["row", "matmul"]
+        assert len(choice.results) == outputs
+        (region,) = together.ops
+        assert isinstance(region, Fused) and region.family == "matmul"
+    given, _ = router.results
+    (experts,) = (op for op in module.functions["f"].body.ops if isinstance(op, Fused) and op.family == "grouped")
+    assert given in experts.inputs() and [op.name for op in experts.body.ops] == ["gather_matmul"]
+
+
+def test_experts_give_nothing_back() -> None:
+    """Those that are chosen by the results of others make the row again."""
+    text = LAYER.partition("  %shared")[0].replace(" %g: f32[24, 32],", "")
+    text += """  %first = gather_matmul(%n, %experts, %ids)
+  %flat = reshape(%first) {shape = [N, 32]}
+  %logits = matmul(%flat, %w) {transpose_b = true}
+  %best, %weights = route(%logits, _) {top_k = 2}
+  %second = gather_matmul(%n, %experts, %best)
+  return %second, %weights
+}"""
+    _, found = offered(text, "sm_90")
+    ways = [[region for region in choice.ways[1].ops if isinstance(region, Fused)] for choice in found]
+    assert [[op.name for op in region.body.ops] for (region,) in ways] == [["rms_norm", "gather_matmul"]] * 2
+
+
 def test_one_row_is_made_once_for_the_experts_and_the_shared_one() -> None:
     """Both are in one kernel, which reads the row."""
     behind = "  %down = gather_matmul(%up, %v, %ids)\n  %sum = sum(%down) {axes = [1]}\n"
