@@ -24,7 +24,7 @@ from ringc.ir.ops.shape import Reshape, storage_of
 from ringc.ir.ops.source import Weight
 from ringc.ir.symbols import Dim, dim_text, symbols_of
 from ringc.ir.types import StateType, TensorType, Type
-from ringc.passes.memory import joins
+from ringc.passes.memory import argument_of, joins
 
 WIDTH = 118
 """Columns of the file."""
@@ -201,9 +201,13 @@ class _Program:
                 names[value] = names[op.arguments[origin[i]]]
                 continue
             if value not in names:
-                if op.buffers[i] < 0:
+                argument = argument_of(op.buffers[i])
+                if argument is not None and op.block is not None:
+                    names[value] = names[op.block.args[argument]]
+                elif op.buffers[i] < 0:
                     raise CodegenError(f"{op} has no memory for %{value.name}", help="run the pass `memory` first")
-                self.out(f"{names[value]} = {self.buffer(op.buffers[i], value.type)}")
+                else:
+                    self.out(f"{names[value]} = {self.buffer(op.buffers[i], value.type)}")
             made.append(names[value])
         return made
 

@@ -1,8 +1,9 @@
 """Memory plan: which buffer of the arena each result lives in.
 
 A function's own intermediates get numbered buffers, reused as soon as the last reader is done. What a function gives back is written to
-memory that its caller provides; a state is updated in place. A buffer's size is the largest of what it holds, as an expression of the
-sizes; the runtime evaluates it when the sizes are known, and allocates once for all functions.
+memory that its caller provides; a state is updated in place. So is what a library's call adds a product to, where nothing reads it behind:
+in its buffer, or in that of an argument which no caller needs any more. A buffer's size is the largest of what it holds, as an expression
+of the sizes; the runtime evaluates it when the sizes are known, and allocates once for all functions.
 """
 
 from __future__ import annotations
@@ -18,10 +19,21 @@ from ringc.ir.symbols import Dim, dim_text
 from ringc.ir.types import StateType, TensorType
 from ringc.passes.framework import Pass
 from ringc.passes.kernels import host_functions
+from ringc.passes.library import residual_of
 from ringc.passes.target import Target
 
 CALLER = -1
 """Number of a result that lives in memory of the caller, or in place."""
+
+
+def in_argument(index: int) -> int:
+    """Number of a result that lives in the memory of an argument."""
+    return CALLER - 1 - index
+
+
+def argument_of(buffer: int) -> int | None:
+    """The inverse of `in_argument`; None of another place."""
+    return CALLER - 1 - buffer if buffer < CALLER else None
 
 
 @dataclass(frozen=True)
@@ -31,8 +43,9 @@ class MemoryPlan(Pass):
     name = "memory"
 
     def apply(self, module: Module, target: Target) -> None:
+        spent = _spent(module)
         for function in host_functions(module):
-            _plan(module, function)
+            _Plan(module, function, spent.get(function.name, set())).run()
 
 
 def joins(body: Block) -> dict[Op, int]:
@@ -59,53 +72,97 @@ def _readers(value: Value) -> list[Op]:
     return [r for u in value.users() for r in (_readers(u.result) if isinstance(u, Reshape) else [u])]
 
 
-def _plan(module: Module, function: Function) -> None:
-    body = function.body
-    last: dict[Value, int] = {}
+def _last_uses(body: Block) -> dict[Value, int]:
+    """The number of the last operation that needs a value in memory; of one that leaves the block, one behind all."""
+    found: dict[Value, int] = {}
     for i, op in enumerate(body.ops):
         for value in op.inputs():
-            last[storage_of(value)] = i
+            found[storage_of(value)] = i
     # What runs beside others needs its memory until it has joined them.
-    joined = joins(body)
-    for op, end in joined.items():
+    for op, end in joins(body).items():
         for value in (*op.inputs(), *op.results):
-            last[storage_of(value)] = max(last.get(storage_of(value), 0), end)
-    given_back = {storage_of(v) for v in body.outputs}
-    sizes: list[Dim] = []
-    held: dict[int, Value] = {}
+            found[storage_of(value)] = max(found.get(storage_of(value), 0), end)
+    return found | {storage_of(value): len(body.ops) for value in body.outputs}
 
-    def take(type: TensorType, forbidden: set[int]) -> int:
-        fits = [b for b in range(len(sizes)) if b not in held and b not in forbidden]
+
+def _spent(module: Module) -> dict[str, set[int]]:
+    """For each function that is called, the arguments that nothing reads behind any of its calls: their memory is its own then."""
+    found: dict[str, set[int]] = {}
+    for function in host_functions(module):
+        last = _last_uses(function.body)
+        for i, op in enumerate(function.body.ops):
+            if isinstance(op, Call):
+                given = [storage_of(value) for value in op.arguments]
+                made = {k for k, v in enumerate(given) if isinstance(v.op, Launch | Call)}
+                mine = {k for k in made if last[given[k]] == i and given.count(given[k]) == 1}
+                found[op.callee] = found.get(op.callee, mine) & mine
+    return found
+
+
+def _replaced(module: Module, op: Launch | Call) -> Value | None:
+    """The value whose place in memory the result of a launch may take, if nothing reads it behind."""
+    kernel = module.functions[op.kernel] if isinstance(op, Launch) else None
+    residual = residual_of(kernel.body) if kernel and kernel.notes["family"] == "library" else None
+    return None if residual is None else op.arguments[residual.index]
+
+
+class _Plan:
+    """A function's buffers, as its operations take and leave them. `spent`: the arguments that may be overwritten."""
+
+    def __init__(self, module: Module, function: Function, spent: set[int]) -> None:
+        self.module = module
+        self.function = function
+        self.spent = spent
+        self.last = _last_uses(function.body)
+        self.joined = joins(function.body)
+        self.given_back = {storage_of(v) for v in function.body.outputs}
+        self.sizes: list[Dim] = []
+        self.held: dict[int, Value] = {}
+
+    def run(self) -> None:
+        """Number the places of all results and workspaces."""
+        for i, op in enumerate(self.function.body.ops):
+            if isinstance(op, Launch | Call):
+                op.buffers = tuple(self.place(i, op, value) for value in op.results)
+                scratch = self.scratch(op) if isinstance(op, Launch) else ()
+                for number, value in list(self.held.items()):
+                    if (number in scratch and op not in self.joined) or self.last.get(value, -1) <= i:
+                        del self.held[number]
+        self.function.notes["buffers"] = tuple(dim_text(s) for s in self.sizes)
+
+    def place(self, i: int, op: Launch | Call, value: Value) -> int:
+        """Where a result of an operation goes: to the place of what it reads and nothing reads behind, or to a buffer that is free."""
+        if value in self.given_back or isinstance(value.type, StateType):
+            return CALLER
+        assert isinstance(value.type, TensorType)
+        old = _replaced(self.module, op)
+        if old is not None and op not in self.joined and self.last.get(old) == i:
+            if old.op is None and old.index in self.spent:
+                return in_argument(old.index)
+            number = next((number for number, held in self.held.items() if held is old), None)
+            if number is not None:
+                self.held[number] = value
+                return number
+        return self.take(value.type, value)
+
+    def scratch(self, op: Launch) -> tuple[int, ...]:
+        """Buffers for a launch's workspaces."""
+        types = self.module.functions[op.kernel].notes.get("workspace", ())
+        op.scratch = tuple(self.take(type, op.results[0]) for type in types)
+        return op.scratch
+
+    def take(self, type: TensorType, value: Value) -> int:
+        """A buffer that is free, for as long as a value is needed."""
+        fits = [b for b in range(len(self.sizes)) if b not in self.held]
         # The buffer that has to grow least; an equal size is the common case, for layers repeat the same shapes.
-        best = min(fits, key=lambda b: 0 if sizes[b] == type.bytes else 1, default=None)
+        best = min(fits, key=lambda b: 0 if self.sizes[b] == type.bytes else 1, default=None)
         if best is None:
-            sizes.append(type.bytes)
-            return len(sizes) - 1
-        sizes[best] = _larger(sizes[best], type.bytes)
+            self.sizes.append(type.bytes)
+            best = len(self.sizes) - 1
+        else:
+            self.sizes[best] = _larger(self.sizes[best], type.bytes)
+        self.held[best] = value
         return best
-
-    for i, op in enumerate(body.ops):
-        if not isinstance(op, Launch | Call):
-            continue
-        places: list[int] = []
-        for value in op.results:
-            if value in given_back or isinstance(value.type, StateType):
-                places.append(CALLER)
-                continue
-            assert isinstance(value.type, TensorType)
-            places.append(take(value.type, set()))
-            held[places[-1]] = value
-        scratch: list[int] = []
-        if isinstance(op, Launch):
-            for type in module.functions[op.kernel].notes.get("workspace", ()):
-                scratch.append(take(type, {*scratch}))
-                held[scratch[-1]] = op.results[0]
-            op.scratch = tuple(scratch)
-        op.buffers = tuple(places)
-        for number, value in list(held.items()):
-            if (number in scratch and op not in joined) or last.get(value, -1) <= i:
-                del held[number]
-    function.notes["buffers"] = tuple(dim_text(s) for s in sizes)
 
 
 def _larger(a: Dim, b: Dim) -> Dim:

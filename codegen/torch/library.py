@@ -8,6 +8,7 @@ from ringc.codegen.torch.eager import emit as emit_eager
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.types import DType
+from ringc.passes.library import residual_of
 
 
 def emit(kernel: Kernel) -> str:
@@ -17,7 +18,7 @@ def emit(kernel: Kernel) -> str:
         CodegenError: the operation has no torch form.
     """
     body = kernel.function.body
-    (op,) = body.ops
+    op, residual = body.ops[0], residual_of(body)
     if isinstance(op, Attention) and op.q.type.dtype.bytes == 2:
         return _attention(op, argument_names(body, Names({"torch", "launch", "attend", "host", "READS_HOST", "out"})))
     names = Names({"torch", "launch", "out"})
@@ -29,6 +30,8 @@ def emit(kernel: Kernel) -> str:
         right = names[op.b] + (".T" if op.transpose_b else "")
         wide = "" if op.result.type.dtype is op.a.type.dtype else ", out_dtype=out.dtype"
         call = f"torch.mm({names[op.a]}, {right}{wide}, out=out)"
+        if residual is not None:  # in place, if they are one tensor
+            call = f"torch.addmm({names[residual]}, {names[op.a]}, {right}, out=out)"
     else:
         return emit_eager(kernel)
     return f"""import torch

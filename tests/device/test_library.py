@@ -24,6 +24,12 @@ func @experts(%x: bf16[8*N / 256, 2048], %w: bf16[256, 512, 2048], %offsets: i32
   return %1
 }
 
+func @residual(%x: bf16[N / B, 2048], %w: bf16[2048, 2048], %r: bf16[N / B, 2048]) {
+  %1 = matmul(%x, %w) {transpose_b = true} : bf16[N / B, 2048]
+  %2 = add(%r, %1) : bf16[N / B, 2048]
+  return %2
+}
+
 func @router(%x: bf16[N / B, 2048], %w: bf16[256, 2048]) {
   %1 = matmul(%x, %w) {transpose_b = true, out = f32} : f32[N / B, 256]
   return %1
