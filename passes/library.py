@@ -2,7 +2,7 @@
 
 A generated kernel must never be slower than the library, so the library is a candidate: every region with a product or with softmax
 attention becomes an `alternatives` of the fused region and of its operations apart, and `select` keeps what costs less. A call takes a
-product with the sum that it goes into (`residual_of`), which PyTorch adds in place, where the memory plan lets it.
+product with the sum that it goes into, in the place of what is added where the memory plan lets it (`ringc.passes.memory`).
 """
 
 from __future__ import annotations
@@ -76,11 +76,17 @@ def _sum_of(product: Op) -> Add | None:
 
 
 def residual_of(body: Block) -> Value | None:
-    """What the call of a region adds to its product; None where it adds nothing. The sum may take its place in memory."""
-    if not isinstance(body.ops[0], MatMul) or len(body.ops) == 1:
+    """What the call of a region adds to its product; None where the region is no product and a sum that one call makes."""
+    product, *behind = body.ops
+    if len(behind) != 1 or _sum_of(product) is not behind[0]:
         return None
-    product, total = body.ops
-    return next(v for v in total.inputs() if v.op is not product)
+    return next(v for v in behind[0].inputs() if v.op is not product)
+
+
+def replaceable(kernel: Function) -> int | None:
+    """The number of the argument whose place in memory a kernel's result may take: a residual, which is no operand of the product, too."""
+    residual = residual_of(kernel.body) if kernel.notes["family"] == "library" else None
+    return residual.index if residual is not None and len(residual.uses) == 1 else None
 
 
 def _apart(body: Block) -> Block:

@@ -1,13 +1,17 @@
 """Memory plan: which buffer of the arena each result lives in.
 
 A function's own intermediates get numbered buffers, reused as soon as the last reader is done. What a function gives back is written to
-memory that its caller provides; a state is updated in place. So is what a library's call adds a product to, where nothing reads it behind:
-in its buffer, or in that of an argument which no caller needs any more. A buffer's size is the largest of what it holds, as an expression
-of the sizes; the runtime evaluates it when the sizes are known, and allocates once for all functions.
+memory that its caller provides; a state is updated in place. A buffer's size is the largest of what it holds, as an expression of the
+sizes; the runtime evaluates it when the sizes are known, and allocates once for all functions.
+
+A library's call adds a product to what may be its own output. So a sum takes the place of the residual where nothing reads that any more:
+in a buffer, in an argument that no caller needs any more, or, of a sum that is given back, in memory of the caller, who then provides the
+argument's. The residual of a model goes through all of its layers in one buffer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -19,7 +23,7 @@ from ringc.ir.symbols import Dim, dim_text
 from ringc.ir.types import StateType, TensorType
 from ringc.passes.framework import Pass
 from ringc.passes.kernels import host_functions
-from ringc.passes.library import residual_of
+from ringc.passes.library import replaceable
 from ringc.passes.target import Target
 
 CALLER = -1
@@ -44,8 +48,11 @@ class MemoryPlan(Pass):
 
     def apply(self, module: Module, target: Target) -> None:
         spent = _spent(module)
-        for function in host_functions(module):
-            _Plan(module, function, spent.get(function.name, set())).run()
+        over: dict[str, dict[int, int]] = {}
+        for function in host_functions(module):  # callees stand in front
+            plan = _Plan(module, function, spent.get(function.name, set()), over)
+            plan.run()
+            over[function.name] = plan.over
 
 
 def joins(body: Block) -> dict[Op, int]:
@@ -99,60 +106,82 @@ def _spent(module: Module) -> dict[str, set[int]]:
     return found
 
 
-def _replaced(module: Module, op: Launch | Call) -> Value | None:
-    """The value whose place in memory the result of a launch may take, if nothing reads it behind."""
-    kernel = module.functions[op.kernel] if isinstance(op, Launch) else None
-    residual = residual_of(kernel.body) if kernel and kernel.notes["family"] == "library" else None
-    return None if residual is None else op.arguments[residual.index]
-
-
 class _Plan:
-    """A function's buffers, as its operations take and leave them. `spent`: the arguments that may be overwritten."""
+    """A function's buffers, as its operations take and leave them.
 
-    def __init__(self, module: Module, function: Function, spent: set[int]) -> None:
+    Args:
+        module, function: what is planned.
+        spent: the function's arguments that may be overwritten.
+        over_of: of the functions that it calls, `over`.
+
+    Attributes:
+        over: result number -> argument number, where a caller may provide the argument's memory for the result.
+    """
+
+    def __init__(
+        self, module: Module, function: Function, spent: set[int], over_of: Mapping[str, Mapping[int, int]]
+    ) -> None:
         self.module = module
         self.function = function
-        self.spent = spent
+        self.over_of = over_of
         self.last = _last_uses(function.body)
         self.joined = joins(function.body)
-        self.given_back = {storage_of(v) for v in function.body.outputs}
+        self.given_back = [storage_of(v) for v in function.body.outputs]
         self.sizes: list[Dim] = []
-        self.held: dict[int, Value] = {}
+        self.held: dict[int, Value | Launch] = {}
+        self.over: dict[int, int] = {}
+        self.in_arguments = {arg: arg.index for arg in function.body.args if arg.index in spent}
 
     def run(self) -> None:
         """Number the places of all results and workspaces."""
         for i, op in enumerate(self.function.body.ops):
-            if isinstance(op, Launch | Call):
-                op.buffers = tuple(self.place(i, op, value) for value in op.results)
-                scratch = self.scratch(op) if isinstance(op, Launch) else ()
-                for number, value in list(self.held.items()):
-                    if (number in scratch and op not in self.joined) or self.last.get(value, -1) <= i:
-                        del self.held[number]
+            if not isinstance(op, Launch | Call):
+                continue
+            op.buffers = tuple(self.place(i, op, value) for value in op.results)
+            if isinstance(op, Launch):
+                types = self.module.functions[op.kernel].notes.get("workspace", ())
+                op.scratch = tuple(self.take(type, op) for type in types)
+            for number, owner in list(self.held.items()):
+                end = self.last.get(owner, -1) if isinstance(owner, Value) else self.joined.get(owner, i)
+                if end <= i:
+                    del self.held[number]
         self.function.notes["buffers"] = tuple(dim_text(s) for s in self.sizes)
 
     def place(self, i: int, op: Launch | Call, value: Value) -> int:
         """Where a result of an operation goes: to the place of what it reads and nothing reads behind, or to a buffer that is free."""
-        if value in self.given_back or isinstance(value.type, StateType):
+        if isinstance(value.type, StateType):
             return CALLER
         assert isinstance(value.type, TensorType)
-        old = _replaced(self.module, op)
-        if old is not None and op not in self.joined and self.last.get(old) == i:
-            if old.op is None and old.index in self.spent:
-                return in_argument(old.index)
-            number = next((number for number, held in self.held.items() if held is old), None)
-            if number is not None:
-                self.held[number] = value
-                return number
-        return self.take(value.type, value)
+        old = self.replaced(op, value)
+        if old is not None and (op in self.joined or self.last.get(old) != i):
+            old = None
+        argument = None if old is None else self.in_arguments.get(old)
+        if value in self.given_back:
+            if argument is None and old is not None and old.op is None:
+                argument = old.index
+            if argument is not None:
+                self.over[self.given_back.index(value)] = argument
+            return CALLER
+        if argument is not None:
+            self.in_arguments[value] = argument
+            return in_argument(argument)
+        number = next((n for n, owner in self.held.items() if owner is old), None)
+        if number is None:
+            return self.take(value.type, value)
+        self.held[number] = value
+        return number
 
-    def scratch(self, op: Launch) -> tuple[int, ...]:
-        """Buffers for a launch's workspaces."""
-        types = self.module.functions[op.kernel].notes.get("workspace", ())
-        op.scratch = tuple(self.take(type, op.results[0]) for type in types)
-        return op.scratch
+    def replaced(self, op: Launch | Call, value: Value) -> Value | None:
+        """What a result may take the place of, if nothing reads it behind; it is read once, so that no other operand lies there."""
+        over = self.over_of.get(op.callee, {}).get(value.index) if isinstance(op, Call) else None
+        index = replaceable(self.module.functions[op.kernel]) if isinstance(op, Launch) else over
+        if index is None:
+            return None
+        read = [storage_of(v) for v in op.arguments]
+        return op.arguments[index] if read.count(read[index]) == 1 else None
 
-    def take(self, type: TensorType, value: Value) -> int:
-        """A buffer that is free, for as long as a value is needed."""
+    def take(self, type: TensorType, owner: Value | Launch) -> int:
+        """A buffer that is free: for as long as a value is needed, or for a launch's workspace."""
         fits = [b for b in range(len(self.sizes)) if b not in self.held]
         # The buffer that has to grow least; an equal size is the common case, for layers repeat the same shapes.
         best = min(fits, key=lambda b: 0 if self.sizes[b] == type.bytes else 1, default=None)
@@ -161,7 +190,7 @@ class _Plan:
             best = len(self.sizes) - 1
         else:
             self.sizes[best] = _larger(self.sizes[best], type.bytes)
-        self.held[best] = value
+        self.held[best] = owner
         return best
 
 

@@ -34,7 +34,7 @@ ANCHORS: dict[str, type[Op] | UnionType] = {
     "grouped": GatherMatMul | MatMul,
     "linear_attention": LinearAttention,
 }
-"""Families of regions that take work in front, and their anchors. A router's product is none of them."""
+"""Families of regions that take work in front, and their anchors. A router's product is one of them where it stands apart (one row)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _one_for_each(body: Block, rows: Fused, families: list[str]) -> list[Fused]:
     """
     value = rows.results[0]
     readers = [op for op in value.users() if isinstance(op, Fused) and op.family in families]
-    if len(readers) < max(2, len(set(value.uses))) or len(rows.results) > 1 or rows.effect is not Effect.PURE:
+    if len(readers) < 2 or set(readers) != set(value.uses) or len(rows.results) > 1 or rows.effect is not Effect.PURE:
         return [rows]
     for reader in readers:
         _, _, apart = as_block(body, [rows, reader])

@@ -36,17 +36,21 @@ class Baseline:
         mode: eager or compile.
         how: what it is made of, in words. Compiled on a GPU, each layer is a graph, and layers of a kind share their code.
         seconds: of a step, the median; on a GPU by events, as ringc's. `shortest` of all rounds.
-        largest, typical: of the differences of log-probabilities from ringc's, their largest and their median.
         peak: most bytes that were taken of a GPU's memory; 0 on a CPU.
+        log_probabilities: [B, V] behind the last tokens, in f32 on the CPU.
     """
 
     mode: str
     how: str
     seconds: float
     shortest: float
-    largest: float
-    typical: float
     peak: int
+    log_probabilities: torch.Tensor
+
+    def off(self, log_probabilities: torch.Tensor) -> tuple[float, float]:
+        """Of the differences from these, the largest and the median."""
+        differences = (self.log_probabilities - log_probabilities).abs()
+        return float(differences.max()), float(differences.median())
 
 
 def check_baseline(mode: str, spec: Spec) -> None:
@@ -72,9 +76,8 @@ def measure_baseline(
     dtype: torch.dtype,
     device: torch.device,
     plan: Plan,
-    log_probabilities: torch.Tensor,
 ) -> Baseline:
-    """Measure a step of the plain model, on the inputs, weights and cache contents that ringc's was measured on.
+    """Measure a step of the plain model, on the inputs, weights and cache contents that ringc's is measured on.
 
     Args:
         mode, spec: checked.
@@ -83,7 +86,6 @@ def measure_baseline(
         dtype: of weights and activations.
         device: the artifact's.
         plan: what to measure.
-        log_probabilities: ringc's, [B, V].
 
     Raises:
         RunError: there isn't enough memory.
@@ -119,10 +121,9 @@ def measure_baseline(
             f"torch.compile can't compile the plain model: {str(error).strip().splitlines()[0][:200]}",
             help="use --baseline eager",
         ) from error
-    off = (found - log_probabilities).abs()
     how = _how(model, form, captured=captured, apart=on_gpu and mode == "compile")
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
-    return Baseline(mode, how, statistics.median(times), min(times), float(off.max()), float(off.median()), peak)
+    return Baseline(mode, how, statistics.median(times), min(times), peak, found)
 
 
 def _drawn_cache(model: TorchModel, states: Mapping[str, Mapping[str, Any]], plan: Plan) -> Cache:

@@ -1,10 +1,11 @@
-"""Template `torch.library`: one operation as PyTorch's own call, writing straight into the kernel's output."""
+"""Template `torch.library`: one operation, or a product and what it is added to, as PyTorch's own call into the kernel's output."""
 
 from __future__ import annotations
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
 from ringc.codegen.torch.eager import emit as emit_eager
+from ringc.errors import CodegenError
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.types import DType
@@ -15,10 +16,12 @@ def emit(kernel: Kernel) -> str:
     """The file's body. What PyTorch has no single call for, as the experts' products in f32, is a loop of its calls.
 
     Raises:
-        CodegenError: the operation has no torch form.
+        CodegenError: PyTorch has no call for these operations.
     """
     body = kernel.function.body
     op, residual = body.ops[0], residual_of(body)
+    if len(body.ops) != (1 if residual is None else 2):
+        raise CodegenError(f"@{kernel.name}: PyTorch has no call for {', '.join(o.name for o in body.ops)} in one")
     if isinstance(op, Attention) and op.q.type.dtype.bytes == 2:
         return _attention(op, argument_names(body, Names({"torch", "launch", "attend", "host", "READS_HOST", "out"})))
     names = Names({"torch", "launch", "out"})

@@ -4,7 +4,7 @@ Nothing is tiled and nothing runs on tensor cores: with one row a product is bou
 it is on its way. So a program takes a few rows of the weight whole and asks for all of them at once, before it waits for the kernel that
 makes the other operand. The product becomes a multiplication and a sum (`as_sums`), and the file is generated as a row kernel's is: row
 work in front of the product (a norm, a gate) and pointwise work behind it are part of the region, an expert's weight is a gather, and so is
-the sum over a row's experts.
+the sum over a row's experts. What all programs make in front of a dense product the first of them may give back, for others to read.
 
 A row's experts one by one and a dense product of the same row (the shared expert's) are two parts of a kernel, each with programs of its
 own. The dense one's are the first: they need not know which experts are taken, and read their weights while that is found out.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.triton.elements import power_of_two
+from ringc.errors import CodegenError
 from ringc.ir.core import Block, Value
 from ringc.ir.ops.index import Gather
 from ringc.passes.front import in_front
@@ -78,8 +79,9 @@ class Part:
         return -(-self.width // self.columns) * (self.choices.count // self.choices.together if self.choices else 1)
 
     def is_front(self, result: int) -> bool:
-        """Whether a result is what is made in front of the product."""
-        return needed(self.body, self.body.outputs[result]).isdisjoint(self.weights)
+        """Whether a result is what is made in front of a dense product."""
+        made = needed(self.body, self.body.outputs[result])
+        return self.front and self.choices is None and made.isdisjoint(self.weights)
 
     @property
     def read(self) -> set[int]:
@@ -99,13 +101,19 @@ def arguments_of(body: Block, *values: Value) -> set[int]:
 
 
 def parts_of(kernel: Kernel, body: Block, weights: Sequence[Value], *, front: bool) -> list[Part]:
-    """The parts of a region whose products are sums, a dense one before that of experts; `front`: there is row work in front."""
+    """The parts of a region whose products are sums, a dense one before that of experts; `front`: there is row work in front.
+
+    Raises:
+        CodegenError: a part has no product.
+    """
     one_by_one = [value.tensor.rank == 3 for value in body.outputs]
     parts: list[Part] = []
     for alone in sorted(set(one_by_one), reverse=True):
         results = tuple(i for i, found in enumerate(one_by_one) if found is alone)
         reached = needed(body, *(body.outputs[i] for i in results))
         mine = tuple(weight for weight in weights if weight in reached)
+        if not mine:
+            raise CodegenError(f"@{kernel.name}: result {results[0]} is made of no product")
         named = next((weight for weight in mine if isinstance(weight.op, Gather)), None)
         choices = None if named is None else Choices(int(named.shape[1]), summed=not alone)
         columns, warps = _programs(kernel, mine, choices, front=front)

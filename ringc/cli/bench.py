@@ -126,21 +126,19 @@ def _measured(
     rates = measured_rates(device)  # first: a large model leaves no room for it
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    beside = None
+    if mode is not None:
+        # Before the kernels are profiled: a GPU's profiler, once it was there, makes each launch slower for the host.
+        progress("baseline", 0, 1)
+        published = PublishedTensors(manifest["prepare"], weights, device, manifest["ignored_tensors"])
+        dtype = torch.bfloat16 if manifest["target"]["storage"] == "bf16" else torch.float32
+        beside = measure_baseline(mode, spec, published, manifest["states"], dtype, device, plan)
+        gc.collect()  # there may not be room for the same weights twice
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     room = cache_bytes(manifest["states"], plan.batch, plan.length)
     model = Model(artifact, weights, room=room, progress=partial(progress, "weights"))
-    report = measure(model, plan, rates, progress)
-    if mode is None:
-        return report, None
-    # There may not be room for the same weights twice.
-    del model
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    progress("baseline", 0, 1)
-    published = PublishedTensors(manifest["prepare"], weights, device, manifest["ignored_tensors"])
-    dtype = torch.bfloat16 if manifest["target"]["storage"] == "bf16" else torch.float32
-    beside = measure_baseline(mode, spec, published, manifest["states"], dtype, device, plan, report.log_probabilities)
-    return report, beside
+    return measure(model, plan, rates, progress), beside
 
 
 def _show(report: Report, beside: Baseline | None, artifact: Artifact) -> None:
@@ -165,8 +163,8 @@ def _show(report: Report, beside: Baseline | None, artifact: Artifact) -> None:
     if beside is not None:
         times = f"{duration(beside.seconds)}, {beside.seconds / report.seconds:.2f} times ringc's"
         rows.append((f"PyTorch, {beside.mode}", f"{times} ({beside.how})"))
-        off = f"differ by {beside.largest:.2g} at most, {beside.typical:.2g} typically"
-        rows.append(("", f"log-probabilities {off}"))
+        largest, typical = beside.off(report.log_probabilities)
+        rows.append(("", f"log-probabilities differ by {largest:.2g} at most, {typical:.2g} typically"))
     table(f"{report.artifact} for {report.target}: {_conditions(plan)}", ("", ""), rows, left=2)
     cells = [
         (
@@ -216,6 +214,8 @@ def _write_json(path: Path, report: Report, beside: Baseline | None) -> None:
 
     data: dict[str, Any] = report.as_data()
     if beside is not None:
-        data["baseline"] = {**asdict(beside), "ratio": beside.seconds / report.seconds}
+        largest, typical = beside.off(report.log_probabilities)
+        plain = {name: value for name, value in asdict(beside).items() if name != "log_probabilities"}
+        data["baseline"] = {**plain, "largest": largest, "typical": typical, "ratio": beside.seconds / report.seconds}
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     write_whole(path, text.encode(), "the report", UsageError, "choose another file with --json")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ringc.cli import plot
-from ringc.runtime import rates
+from ringc.runtime import baseline, bench, rates
 from tests.cli.support import Here, check
 
 
@@ -44,6 +46,26 @@ def test_a_prefill_in_chunks_beside_plain_pytorch(here: Here, tiny: Path, tmp_pa
     data = json.loads(file.read_text())
     assert data["baseline"]["largest"] < 1e-3
     assert data["baseline"]["ratio"] == pytest.approx(data["baseline"]["seconds"] / data["seconds"])
+
+
+def test_kernels_are_profiled_last(here: Here, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's profiler slows down what the host launches behind it: of the plain model, and of the public call."""
+    order: list[str] = []
+
+    def noted(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            order.append(what)
+            return function(*given, **named)
+
+        return call
+
+    monkeypatch.setattr(baseline, "measure_baseline", noted("baseline", baseline.measure_baseline))
+    monkeypatch.setattr(bench, "_walls", noted("call", bench._walls))
+    for what in ("time", "profile"):
+        monkeypatch.setattr(bench._Measured, what, noted(what, getattr(bench._Measured, what)))
+    asked = ("--entry", "prefill", "--tokens", "12", "--chunk", "8", "--rounds", "1", "--baseline", "eager")
+    assert here("bench", tiny, *asked).returncode == 0
+    assert order == ["baseline", "time", "time", "call", "profile", "profile"]
 
 
 def test_a_chart_is_drawn(here: Here, tiny: Path, tmp_path: Path) -> None:

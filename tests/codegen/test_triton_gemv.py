@@ -273,6 +273,13 @@ EXPERTS = {
     "down_uneven": down(6, 3, 72, 50),
     "down_of_one": down(5, 1, 64, 24),
     "as_many_experts_as_elements": down(8, 4, 4, 24),
+    "beside_what_is_no_product": """
+func @beside(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3], %r: f32[N, 3, 24]) {
+  %0 = gather_matmul(%h, %w, %ids) : f32[N, 3, 24]
+  %1 = silu(%r) : f32[N, 3, 24]
+  %2 = mul(%0, %1) : f32[N, 3, 24]
+  return %2, %1
+}""",
     "not_summed": """
 func @alone(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3]) {
   %0 = gather_matmul(%h, %w, %ids) : f32[N, 3, 24]
@@ -510,6 +517,10 @@ func @not_choices(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3]) {
         (WANTED, "is wanted behind the product too"),
         (GIVEN_HALFWAY, "is wanted behind the product too"),
         (up(8, 4, 48, 40, norm=True).replace("return %4", "return %0, %4"), "is wanted behind the product too"),
+        (
+            up(8, 4, 48, 40).replace("  return %4", "  %5 = silu(%x) : f32[N / B, 48]\n  return %4, %5"),
+            "is made of no product",
+        ),
         (BEHIND, "'max' behind the product isn't pointwise"),
         (OTHER, "one left operand"),
         (NOT_CHOICES, "'sum' behind the product isn't pointwise"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ringc.codegen.backend import run_source
+from ringc.codegen.check import timed_tensors
 from ringc.codegen.emit import emit
 from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.ir.core import Function
@@ -47,9 +48,12 @@ def check(made: Kernel, folder: Path, tokens: int, sequences: int, *, integers_o
     path.write_text(emit(made, target("sm_90")).text)
     sizes = sizes_of(tokens, sequences)
     inputs = DeviceInputs(made.function, sizes, tokens + sequences, integers_only=integers_only).all()
-    given = call_tensors(made, inputs, sizes)
-    run_source(path)["launch"](*given)
+    launch = run_source(path)["launch"]
+    given, as_timed = call_tensors(made, inputs, sizes), timed_tensors(made, inputs, sizes, "cuda")
+    for tensors in (given, as_timed):  # the latter in place, where that may be
+        launch(*tensors)
     (found,) = results(made, given)
+    assert torch.equal(as_timed[-1], given[-1])
     (exact,), (plain,) = (reference(made, inputs, sizes, precision) for precision in (torch.float64, None))
     _, complaint = compare(made, found, exact, plain, integers_only=integers_only)
     assert not complaint, complaint

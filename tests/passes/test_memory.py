@@ -111,6 +111,51 @@ def test_a_buffer_is_kept_for_the_sum() -> None:
     assert places(text.replace('launch([%2]) {kernel = "row"', 'launch([%2, %1]) {kernel = "both"')) == [0, 1, CALLER]
 
 
+def test_what_the_product_reads_is_kept() -> None:
+    """PyTorch would overwrite the product's operand while it is being read."""
+    assert places(MODULE.replace(SUM, SUM.replace("[%1, %w, %x]", "[%x, %w, %x]")))[1] >= 0
+    view = "%v = reshape(%x) {shape = [N, 8]} : f32[N, 8]\n  "
+    assert places(MODULE.replace(SUM, view + SUM.replace("[%1, %w, %x]", "[%v, %w, %x]")))[1] >= 0
+    text = MODULE.replace(
+        "func @sum(%x: f32[N, 8], %w: f32[8, 8], %r: f32[N, 8])", "func @sum(%r: f32[N, 8], %w: f32[8, 8])"
+    )
+    text = text.replace("matmul(%x, %w)", "matmul(%r, %w)").replace("[%1, %w, %x]", "[%x, %w]")
+    assert places(text)[1] >= 0
+
+
+OVER = MODULE.replace("return %3\n", "return %2, %3\n", 1).replace(
+    "out = [f32[N, 8]]} : f32[N, 8]\n  %3 = call([%2",
+    "out = [f32[N, 8], f32[N, 8]]} : f32[N, 8], f32[N, 8]\n  %3, %b = call([%2",
+)
+OVER = OVER.replace("%2 = call", "%2, %a = call").replace(
+    "out = [f32[N, 8]]} : f32[N, 8]\n  %4", "out = [f32[N, 8], f32[N, 8]]} : f32[N, 8], f32[N, 8]\n  %4"
+)
+"""The layer gives the sum back, too."""
+
+
+def test_a_sum_that_is_given_back_lies_where_its_residual_did() -> None:
+    """The caller provides the same memory for both, layer after layer."""
+    assert places(OVER) == [0, CALLER, CALLER]
+    assert places(OVER, "go") == [0, 0, 1, 0, 1, CALLER]
+    kept = OVER.replace('%4 = launch([%3]) {kernel = "row"', '%4 = launch([%3, %1]) {kernel = "both"')
+    assert places(kept, "go") == [0, 1, 2, 1, 2, CALLER]
+    assert places(OVER.replace("call([%1, %w]", "call([%ids, %w]"), "go") == [0, 0, 1, 0, 1, CALLER]
+
+
+def test_a_second_sum_goes_where_the_first_one_is() -> None:
+    """In an argument, and from there to the caller."""
+    second = SUM + '\n  %s = launch([%1, %w, %2]) {kernel = "sum", out = [f32[N, 8]]} : f32[N, 8]'
+    assert places(MODULE.replace(SUM, second).replace("launch([%2])", "launch([%s])")) == [
+        0,
+        in_argument(0),
+        in_argument(0),
+        CALLER,
+    ]
+    text = OVER.replace(SUM, second).replace("launch([%2])", "launch([%s])").replace("return %2, %3", "return %s, %3")
+    assert places(text) == [0, in_argument(0), CALLER, CALLER]
+    assert places(text, "go") == [0, 0, 1, 0, 1, CALLER]
+
+
 def test_another_view_is_not_written_through() -> None:
     view = "%v = reshape(%x) {shape = [N, 2, 4]} : f32[N, 2, 4]\n  %r = reshape(%v) {shape = [N, 8]} : f32[N, 8]\n  "
     assert places(MODULE.replace(SUM, view + SUM.replace("%w, %x", "%w, %r")))[1] == 1

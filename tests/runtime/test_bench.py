@@ -231,10 +231,11 @@ def test_the_baseline_computes_the_same_function(report: Report, tiny: Model) ->
     manifest = tiny.artifact.manifest
     cpu = torch.device("cpu")
     weights = PublishedTensors(manifest["prepare"], "random:0", cpu)
-    rest = (manifest["states"], torch.float32, cpu, report.plan, report.log_probabilities)
+    rest = (manifest["states"], torch.float32, cpu, report.plan)
     found = measure_baseline("eager", load_spec("ring-tiny"), weights, *rest)
-    assert found.largest < 1e-3
-    assert found.typical < 1e-5
+    largest, typical = found.off(report.log_probabilities)
+    assert largest < 1e-3
+    assert typical < 1e-5
     assert 0 < found.shortest <= found.seconds
     assert "float32" in found.how
 
