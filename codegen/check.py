@@ -15,7 +15,6 @@ from ringc.codegen.packing import pack
 from ringc.ir.core import Env
 from ringc.ir.interpret import run_block
 from ringc.ir.types import StateType, TensorType
-from ringc.passes.library import replaceable
 
 
 def check_kernel(
@@ -59,17 +58,6 @@ def call_tensors(
         blocks = arg.type.layout.blocks if isinstance(arg.type, TensorType) else ()
         given.append((pack(x, blocks) if blocks else x.clone()).to(device))
     return given + [poisoned(env, t, device) for t in (*kernel.outputs, *kernel.workspace)]
-
-
-def timed_tensors(
-    kernel: Kernel, inputs: Sequence[torch.Tensor], sizes: Mapping[str, int], device: str = "cpu"
-) -> list[torch.Tensor]:
-    """Tensors for calls that are timed: as for any, but a result that may take an input's place does, as it mostly does in a program."""
-    given = call_tensors(kernel, inputs, sizes, device)
-    replaced = replaceable(kernel.function)
-    if replaced is not None:
-        given[len(inputs)] = given[replaced].view(given[len(inputs)].shape)
-    return given
 
 
 def poisoned(env: Env, type: TensorType, device: str) -> torch.Tensor:

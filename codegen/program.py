@@ -1,8 +1,7 @@
 """The host program of an artifact: which kernel runs when, on what, in which memory. Readable, straight-line Python.
 
 One function for each function of the module: entry points test the guards of their versions in order, versions call layers, layers launch
-kernels. A function takes the runtime `rt`, its arguments, then memory for each tensor that it gives back; a state is updated in place. A
-launch that takes a tensor twice, as input and as output, adds to it: also to an argument, where no caller needs it any more.
+kernels. A function takes the runtime `rt`, its arguments, then memory for each tensor that it gives back; a state is updated in place.
 
 The program runs once for given sizes, with tensors that stay where they are: `rt.launch` records what is to run, `rt.frame` gives numbered
 buffers of one arena (a callee's behind its caller's, sizes in bytes), `x.view` is another view of the same memory. What was recorded is
@@ -25,7 +24,7 @@ from ringc.ir.ops.shape import Reshape, storage_of
 from ringc.ir.ops.source import Weight
 from ringc.ir.symbols import Dim, dim_text, symbols_of
 from ringc.ir.types import StateType, TensorType, Type
-from ringc.passes.memory import argument_of, joins
+from ringc.passes.memory import joins
 
 WIDTH = 118
 """Columns of the file."""
@@ -65,7 +64,6 @@ class _Program:
         self.out = Writer()
         self.states: dict[str, dict[int, int]] = {}
         self.copies: list[tuple[Value, str]] = []
-        self.arguments: list[Value] = []
 
     def text(self) -> str:
         out = self.out
@@ -82,7 +80,6 @@ class _Program:
         out(
             "in `rt.beside()` may run beside the launches that follow, up to `rt.join()`; in `rt.rows(R)` N is R: a layer's wanted rows."
         )
-        out("A launch that is given a tensor twice adds to it in place.")
         out('"""')
         out()
         out("from __future__ import annotations")
@@ -114,7 +111,6 @@ class _Program:
 
     def function(self, function: Function) -> None:
         body, names = function.body, Names({"rt", "buffer", *SIZES})
-        self.arguments = body.args
         arguments = ["rt", *(names[a] for a in body.args)]
         given = self.given_back(body, names)
         arguments += given.values()
@@ -205,13 +201,9 @@ class _Program:
                 names[value] = names[op.arguments[origin[i]]]
                 continue
             if value not in names:
-                argument = argument_of(op.buffers[i])
-                if argument is not None:
-                    names[value] = names[self.arguments[argument]]
-                elif op.buffers[i] < 0:
+                if op.buffers[i] < 0:
                     raise CodegenError(f"{op} has no memory for %{value.name}", help="run the pass `memory` first")
-                else:
-                    self.out(f"{names[value]} = {self.buffer(op.buffers[i], value.type)}")
+                self.out(f"{names[value]} = {self.buffer(op.buffers[i], value.type)}")
             made.append(names[value])
         return made
 

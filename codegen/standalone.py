@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from ringc.codegen.backend import Launcher, backend
-from ringc.codegen.check import check_kernel, timed_tensors
+from ringc.codegen.check import call_tensors, check_kernel
 from ringc.codegen.inputs import REDUCED, random_inputs, sizes_for
 from ringc.codegen.kernel import Kernel, kernel_of
 from ringc.errors import CodegenError, Place, RingcError, UsageError
@@ -126,7 +126,7 @@ def _check(kernel: Kernel, launch: Launcher, sizes: Mapping[str, int], device: s
 def measure(kernel: Kernel, launch: Launcher, sizes: Mapping[str, int], device: str = "cpu") -> tuple[float, int]:
     """Median seconds of a call, and how many were timed. Repeated calls find their inputs in the processor's caches."""
     inputs = random_inputs(kernel.function, sizes)
-    given = timed_tensors(kernel, inputs, sizes, device)
+    given = call_tensors(kernel, inputs, sizes, device)
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < ROUNDS and (len(times) < 2 or time.perf_counter() - began < SECONDS):

@@ -1,18 +1,16 @@
 """Library: beside a region that competes with a call of PyTorch, that call and the work around it in kernels of its own.
 
 A generated kernel must never be slower than the library, so the library is a candidate: every region with a product or with softmax
-attention becomes an `alternatives` of the fused region and of its operations apart, and `select` keeps what costs less. A call takes a
-product with the sum that it goes into, in the place of what is added where the memory plan lets it (`ringc.passes.memory`).
+attention becomes an `alternatives` of the fused region and of its operations apart, and `select` keeps what costs less.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ringc.ir.core import Block, Function, Module, Op, Value
+from ringc.ir.core import Block, Function, Module, Op
 from ringc.ir.ops.call import Alternatives, Fused
 from ringc.ir.ops.mixers import Attention
-from ringc.ir.ops.pointwise import Add
 from ringc.ir.ops.products import GatherMatMul, MatMul, SegmentMatMul
 from ringc.ir.ops.routing import Route
 from ringc.ir.ops.source import Constant
@@ -65,41 +63,13 @@ def _has_call(region: Fused, target: Target) -> bool:
     return any(isinstance(o, CALLED) for o in region.body.ops)
 
 
-def _sum_of(product: Op) -> Add | None:
-    """The sum that one call makes with a product: of matrices of one type, where nothing else reads the product."""
-    if not isinstance(product, MatMul) or len(product.result.uses) != 1:
-        return None
-    (total,) = product.result.uses
-    if not isinstance(total, Add) or {v.type for v in (total.result, *total.inputs())} != {product.result.type}:
-        return None
-    return total if product.a.type.dtype is product.result.type.dtype else None
-
-
-def residual_of(body: Block) -> Value | None:
-    """What the call of a region adds to its product; None where the region is no product and a sum that one call makes."""
-    product, *behind = body.ops
-    if len(behind) != 1 or _sum_of(product) is not behind[0]:
-        return None
-    return next(v for v in behind[0].inputs() if v.op is not product)
-
-
-def replaceable(kernel: Function) -> int | None:
-    """The number of the argument whose place in memory a kernel's result may take: a residual, which is no operand of the product, too."""
-    residual = residual_of(kernel.body) if kernel.notes["family"] == "library" else None
-    return residual.index if residual is not None and len(residual.uses) == 1 else None
-
-
 def _apart(body: Block) -> Block:
     """A block's operations as a library call for each one that there is a call for, and kernels before and behind."""
     way = body.clone()
     runs: list[tuple[str, list[Op]]] = []
-    sums = {total: op for op in way.ops if (total := _sum_of(op)) is not None}
     for op in way.ops:
-        if op in sums:
-            runs.append(("library", [sums[op], op]))
-        elif isinstance(op, CALLED):
-            if op not in sums.values():
-                runs.append(("library", [op]))
+        if isinstance(op, CALLED):
+            runs.append(("library", [op]))
         elif isinstance(op, Route):
             runs.append(("route", [op]))
         elif not (isinstance(op, Constant) and not op.shape):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ringc.codegen.alone import kernel_alone
-from ringc.codegen.check import call_tensors, timed_tensors
+from ringc.codegen.check import call_tensors
 from ringc.codegen.inputs import TypicalInputs
 from ringc.codegen.kernel import Kernel
 from ringc.ir.core import Function
@@ -153,6 +153,6 @@ def _seconds(kernel: Kernel, sizes: Mapping[str, int], target: Target) -> float:
     with tempfile.TemporaryDirectory(prefix="ringc-calibrate-") as folder:
         kernels = load_alone([kernel], target, Path(folder))
         inputs = TypicalInputs(kernel.function, dict(sizes)).all()
-        made = timer(partial(kernels.bind, kernel.name), timed_tensors(kernel, inputs, sizes, str(kernels.device)))
+        made = timer(partial(kernels.bind, kernel.name), call_tensors(kernel, inputs, sizes, str(kernels.device)))
         made.spend(SECONDS)
         return made.median

@@ -18,7 +18,7 @@ import torch
 
 from ringc.codegen.alone import kernel_alone
 from ringc.codegen.cache import Cache
-from ringc.codegen.check import check_kernel, timed_tensors
+from ringc.codegen.check import call_tensors, check_kernel
 from ringc.codegen.inputs import TypicalInputs, check_sizes
 from ringc.codegen.kernel import Kernel
 from ringc.errors import Place, RecordError, UsageError
@@ -207,7 +207,7 @@ class Bench:
         if not _is_right(kernel, kernels[kernel.name], str(device)):
             return WRONG, None
         inputs = TypicalInputs(kernel.function, sizes).all()
-        given = timed_tensors(kernel, inputs, sizes, str(device))
+        given = call_tensors(kernel, inputs, sizes, str(device))
         del inputs
         reads_host = kernels.reads_host(kernel.name)
         return "", timer(partial(kernels.bind, kernel.name), given, reads_host=reads_host)

@@ -1,27 +1,23 @@
-"""Template `torch.library`: one operation, or a product and what it is added to, as PyTorch's own call into the kernel's output."""
+"""Template `torch.library`: one operation as PyTorch's own call, writing straight into the kernel's output."""
 
 from __future__ import annotations
 
 from ringc.codegen.kernel import Kernel
 from ringc.codegen.names import Names, argument_names
 from ringc.codegen.torch.eager import emit as emit_eager
-from ringc.errors import CodegenError
 from ringc.ir.ops.mixers import Attention
 from ringc.ir.ops.products import MatMul, SegmentMatMul
 from ringc.ir.types import DType
-from ringc.passes.library import residual_of
 
 
 def emit(kernel: Kernel) -> str:
     """The file's body. What PyTorch has no single call for, as the experts' products in f32, is a loop of its calls.
 
     Raises:
-        CodegenError: PyTorch has no call for these operations.
+        CodegenError: the operation has no torch form.
     """
     body = kernel.function.body
-    op, residual = body.ops[0], residual_of(body)
-    if len(body.ops) != (1 if residual is None else 2):
-        raise CodegenError(f"@{kernel.name}: PyTorch has no call for {', '.join(o.name for o in body.ops)} in one")
+    (op,) = body.ops
     if isinstance(op, Attention) and op.q.type.dtype.bytes == 2:
         return _attention(op, argument_names(body, Names({"torch", "launch", "attend", "host", "READS_HOST", "out"})))
     names = Names({"torch", "launch", "out"})
@@ -33,8 +29,6 @@ def emit(kernel: Kernel) -> str:
         right = names[op.b] + (".T" if op.transpose_b else "")
         wide = "" if op.result.type.dtype is op.a.type.dtype else ", out_dtype=out.dtype"
         call = f"torch.mm({names[op.a]}, {right}{wide}, out=out)"
-        if residual is not None:  # in place, if they are one tensor
-            call = f"torch.addmm({names[residual]}, {names[op.a]}, {right}, out=out)"
     else:
         return emit_eager(kernel)
     return f"""import torch

@@ -152,9 +152,8 @@ class Alternatives(RegionOp):
 class Launch(Op):
     """Runs a kernel of the module.
 
-    `buffers` numbers the arena's buffer that each result lives in (-1: in place, or the caller's; -2 - k: in the place of the function's
-    argument k), `scratch` those of the workspaces. `beside`: it may run beside the launches that follow, up to the first that reads what
-    it made.
+    `buffers` numbers the arena's buffer that each result lives in (-1: in place, or the caller's), `scratch` those of the workspaces.
+    `beside`: it may run beside the launches that follow, up to the first that reads what it made.
     """
 
     arguments: tuple[Value, ...] = operands()

@@ -50,12 +50,6 @@ PLAIN = """func @f(%x: f32[N, 64], %w: f32[48, 64]) {
   return %y
 }"""
 
-RESIDUAL = """func @f(%x: f32[N, 64], %w: f32[48, 64], %r: f32[N, 48]) {
-  %p = matmul(%x, %w) {transpose_b = true}
-  %y = add(%r, %p)
-  return %y
-}"""
-
 SLOW = replace(target("cpu"), matrix_rate=1e9, vector_rate=180e9, bandwidth=1e9)
 """A machine on which generated products are far slower than PyTorch's."""
 
@@ -77,11 +71,6 @@ def regions(module: Module) -> list[Fused]:
         (EXPERTS, ["row", "library", "row"]),
         (ATTENTION, ["library"]),
         (PLAIN, ["library"]),
-        (RESIDUAL, ["library"]),
-        (RESIDUAL.replace("%r, %p)", "%p, %r)").replace("return %y", "%z = silu(%y)\n  return %z"), ["library", "row"]),
-        (RESIDUAL.replace("add(%r", "sub(%r"), ["library", "row"]),
-        (RESIDUAL.replace("%r, %p)", "%p, %p)"), ["library", "row"]),
-        (RESIDUAL.replace("%r: f32[N, 48]", "%r: f32[48]"), ["library", "row"]),
     ],
 )
 def test_a_region_stands_beside_its_operations_apart(text: str, families: list[str]) -> None:

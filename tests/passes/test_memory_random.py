@@ -1,4 +1,4 @@
-"""Random programs in planned memory: calls, views, sums in place and launches beside others give what the module means."""
+"""Random programs in planned memory: calls, views and launches beside others give what the module means."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ func @two(%x: f32[N, 8], %y: f32[N, 8]) with {family = "row", implementation = "
   return %2, %1
 }
 
-func @sum(%x: f32[N, 8], %w: f32[8, 8], %r: f32[N, 8]) with {family = "library", implementation = "torch.library"} {
+func @sum(%x: f32[N, 8], %w: f32[8, 8], %r: f32[N, 8]) with {family = "matmul", implementation = "torch.eager"} {
   %1 = matmul(%x, %w) {transpose_b = true} : f32[N, 8]
   %2 = add(%r, %1) : f32[N, 8]
   return %2
@@ -121,7 +121,6 @@ class Machine:
 
     def __init__(self, *, late: bool) -> None:
         self.late = late
-        self.sums_in_place = 0
         self.memory = torch.zeros(1 << 14)
         self.top = 0
         self.waiting: list[Callable[[], None]] = []
@@ -161,10 +160,9 @@ class Machine:
     def launch(self, kernel: str, *tensors: torch.Tensor) -> None:
         count = MEANING[kernel].__code__.co_argcount
         taken, made = tensors[:count], tensors[count:]
-        for result in made:
-            over = [i for i, x in enumerate(taken) if set(lies(x)) & set(lies(result))]
-            assert over == [] or (kernel == "sum" and over == [2] and lies(taken[2]) == lies(result)), (kernel, over)
-            self.sums_in_place += bool(over)
+        for i, result in enumerate(made):
+            others = [x for x in (*taken, *made[:i]) if set(lies(x)) & set(lies(result))]
+            assert not others, f"a result of {kernel} lies where it reads, or where another one lies"
 
         def work() -> None:
             for result, x in zip(made, MEANING[kernel](*(x.clone() for x in taken)), strict=True):
@@ -181,7 +179,6 @@ class Machine:
 
 @pytest.mark.parametrize("part", range(4))
 def test_planned_memory_holds_what_is_needed(part: int) -> None:
-    in_place = 0
     for seed in range(100 * part, 100 * (part + 1)):
         module = parse_module(drawn(seed))
         PassManager(parse_pipeline("memory"), [verify_each]).run(module, target("torch"))
@@ -201,5 +198,3 @@ def test_planned_memory_holds_what_is_needed(part: int) -> None:
             assert all(torch.equal(x, y) for x, y in zip(given, inputs, strict=True)), (
                 f"module {seed} overwrites its inputs"
             )
-            in_place += machine.sums_in_place
-    assert in_place > 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +34,6 @@ def test_library_calls_beside_generated_kernels(tmp_path: Path) -> None:
     assert "torch.library" in chosen
     assert not chosen & {"tvm.matmul", "tvm.grouped_few", "tvm.grouped_tiled", "tvm.attention"}
     assert "tvm.row" in chosen
-    # What a product is added to is overwritten by the sum.
-    sums = re.findall(
-        r'rt\.launch\("library_\d+", \w+, \w+, (\w+), (\w+)\)', (tmp_path / "a" / "program.py").read_text()
-    )
-    assert ("x", "x") in sums
     model = ringc.load(tmp_path / "a", "random:0")
     config = reference_config(spec)
     ids = torch.randint(0, config.vocab_size, (40,), generator=torch.Generator().manual_seed(2))
