@@ -280,6 +280,9 @@ func @beside(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3], %r: f32[N, 
   %2 = mul(%0, %1) : f32[N, 3, 24]
   return %2, %1
 }""",
+    "beside_what_is_no_product_behind_a_norm": up(8, 3, 72, 20, norm=True)
+    .replace(", %ids:", ", %r: f32[N, 3, 20], %ids:")
+    .replace("  return %4", "  %5 = silu(%r) : f32[N, 3, 20]\n  return %4, %5"),
     "not_summed": """
 func @alone(%h: f32[N, 3, 40], %w: f32[8, 24, 40], %ids: i32[N, 3]) {
   %0 = gather_matmul(%h, %w, %ids) : f32[N, 3, 24]

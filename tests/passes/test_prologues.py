@@ -170,6 +170,24 @@ def test_the_experts_read_what_the_router_gives_back() -> None:
     assert given in experts.inputs() and [op.name for op in experts.body.ops] == ["gather_matmul"]
 
 
+@pytest.mark.parametrize(
+    ("on", "rows", "count"), [("sm_90", "[1, 1]", 1), ("sm_90", "[2, 16]", 0), ("cpu", "[1, 16]", 0)]
+)
+def test_one_row_alone_is_given_back(on: str, rows: str, count: int) -> None:
+    """Of several rows a kernel in front makes it for both products, though the second needs the first."""
+    text = f"""func @f(%x: f32[N, 32], %norm: f32[32], %g: f32[24, 32], %u: f32[24, 32]) with {{rows = {rows}}} {{
+  %n = rms_norm(%x, %norm)
+  %first = matmul(%n, %g) {{transpose_b = true}}
+  %soft = softmax(%first)
+  %second = matmul(%n, %u) {{transpose_b = true}}
+  %y = mul(%second, %soft)
+  return %y
+}}"""
+    _, found = offered(text, on)
+    assert len(found) == count
+    assert all(len(choice.results) == 2 for choice in found)
+
+
 def test_experts_give_nothing_back() -> None:
     """Those that are chosen by the results of others make the row again."""
     text = LAYER.partition("  %shared")[0].replace(" %g: f32[24, 32],", "")
@@ -226,6 +244,7 @@ def test_a_row_that_its_readers_leave_apart_is_made_once() -> None:
         ("[1, 1]", "[1, 1]", "cpu"),
         ("return %shared", "return %n, %shared", "sm_90"),
         ("%up = gather", "%soft = softmax(%n)\n  %up = gather", "sm_90"),
+        ("route(%logits", "route(%n", "sm_90"),
     ],
 )
 def test_what_others_read_is_made_once(old: str, new: str, on: str) -> None:
