@@ -236,6 +236,10 @@ def test_the_baseline_computes_the_same_function(report: Report, tiny: Model) ->
     largest, typical = found.off(report.log_probabilities)
     assert largest < 1e-3
     assert typical < 1e-5
+    shifted = report.log_probabilities.clone()
+    shifted[:, 0] += 1
+    assert found.off(shifted)[0] == pytest.approx(1, abs=1e-3)
+    assert found.off(report.log_probabilities + 2)[1] == pytest.approx(2, abs=1e-3)
     assert 0 < found.shortest <= found.seconds
     assert "float32" in found.how
 
